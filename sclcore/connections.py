@@ -1,0 +1,293 @@
+"""Which tensors of a model are connections, what one of them costs, and how many there are."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import UninitializedParameter
+
+_QUERY_PROJECTIONS = ("in_proj_weight", "q_proj_weight")
+_ATTENTION_PROJECTIONS = (*_QUERY_PROJECTIONS, "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One weight tensor whose elements are connections.
+
+    `name` is the parameter's name in the model. `transposed_groups` is 0 for tensors whose output
+    features lie along dimension 0 (Linear, Conv, attention projections) and the number of groups
+    for a ConvTranspose, whose weight has the shape [in, out / groups, *kernel].
+    """
+
+    name: str
+    parameter: nn.Parameter
+    transposed_groups: int = 0
+
+
+def find_connections(model: nn.Module, exclude: Sequence[str] = ()) -> list[Connection]:
+    """The connections of `model`: weights of Linear, Conv, ConvTranspose and attention projections.
+
+    `exclude` holds shell-style patterns over module or parameter names (`"head"`, `"blocks.0.*"`)
+    that stay dense; a pattern that matches nothing is a ValueError, since it is a typing error more
+    often than not. Frozen parameters and weights tied to something that is no connection (an
+    embedding, say) stay dense too. Biases and norm parameters are never connections.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    tied = _owned_elsewhere(model)
+    matched: set[str] = set()
+    found: dict[int, Connection] = {}
+    for module_name, module in model.named_modules():
+        for attribute, groups in _connection_attributes(module):
+            parameter = getattr(module, attribute, None)
+            if not isinstance(parameter, nn.Parameter):
+                continue
+            name = names[id(parameter)]
+            if isinstance(parameter, UninitializedParameter):
+                raise ValueError(f"{name} has no shape yet: run one forward pass first")
+            hits = [p for p in exclude if _matches(p, module_name) or _matches(p, name)]
+            matched.update(hits)
+            if not hits and parameter.requires_grad and id(parameter) not in tied:
+                found.setdefault(id(parameter), Connection(name, parameter, groups))
+    unmatched = [pattern for pattern in exclude if pattern not in matched]
+    if unmatched:
+        raise ValueError(
+            f"exclude pattern {unmatched[0]!r} matches no layer with connections of this model"
+        )
+    return list(found.values())
+
+
+def connection_groups(
+    model: nn.Module,
+    *,
+    exclude: Sequence[str] = (),
+    cost: str = "connections",
+    example_input: Any = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Parameter groups for `SCL`: connections first, then whatever stays dense.
+
+    `cost` is what one connection of a layer costs (c_l): `"connections"` is 1 everywhere; `"macs"`
+    is the number of times the weight is used in one forward pass of `example_input` (a tensor or a
+    tuple of positional arguments, batch size 1; only its shape counts) divided by the mean over all
+    connections, so that λ keeps its meaning. `options` (lam, mask_lr, proxy …) go to the group of
+    connections. Biases and norm parameters get `weight_decay: 0`, as is the custom of the field.
+
+    Raises ValueError when the model has no connections or `cost` is unknown or lacks its input.
+    """
+    connections = find_connections(model, exclude)
+    if not connections:
+        raise ValueError(
+            "the model has no connections to learn: no trainable Linear, Conv, ConvTranspose or "
+            "attention projection is left after `exclude`"
+        )
+    learned = {id(c.parameter) for c in connections}
+    rest = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in learned]
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [(c.name, c.parameter) for c in connections],
+            "connections": True,
+            "transposed_groups": [c.transposed_groups for c in connections],
+            "costs": _costs(model, connections, cost, example_input),
+            **options,
+        }
+    ]
+    matrices = [(n, p) for n, p in rest if p.ndim > 1]
+    vectors = [(n, p) for n, p in rest if p.ndim <= 1]
+    if matrices:
+        groups.append({"params": matrices, "connections": False})
+    if vectors:
+        groups.append({"params": vectors, "connections": False, "weight_decay": 0.0})
+    return groups
+
+
+def weight_uses(model: nn.Module, example_input: Any) -> dict[str, float]:
+    """How often each weight is used per sample of one forward pass, by parameter name.
+
+    One pass on the meta device: shapes only, no arithmetic, no memory. `example_input` is a tensor
+    or a tuple of positional arguments with batch size 1. A weight used by several layers, or by a
+    layer called several times, counts each use. The MACs of a layer are uses × live connections.
+    """
+    uses: dict[str, float] = defaultdict(float)
+    names = {id(p): name for name, p in model.named_parameters()}
+    handles = []
+    for module in model.modules():
+        for attribute, _ in _connection_attributes(module):
+            parameter = getattr(module, attribute, None)
+            if isinstance(parameter, nn.Parameter):
+                # While the functional call runs, the attribute is a meta stand-in: bind the name.
+                hook = _count_uses(uses, names[id(parameter)], attribute)
+                handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    modes = [(module, module.training) for module in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        # Evaluation, as deployed; PyTorch's fused attention path would go round the hooks.
+        torch.backends.mha.set_fastpath_enabled(False)
+        model.eval()
+        state = {k: v.detach().to("meta") for k, v in _tensors(model)}
+        with torch.no_grad():
+            torch.func.functional_call(
+                model, state, tuple(_to_meta(x) for x in inputs), tie_weights=True
+            )
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, training in modes:
+            module.training = training
+        for handle in handles:
+            handle.remove()
+    return dict(uses)
+
+
+@dataclass(frozen=True)
+class LayerBudget:
+    """What one layer has and keeps; `macs` are multiply-accumulates per sample."""
+
+    layer: str
+    shape: tuple[int, ...]
+    connections: int
+    live: int
+    macs_dense: int
+    macs: int
+
+    @property
+    def density(self) -> float:
+        return self.live / self.connections
+
+
+def layer_budgets(
+    model: nn.Module,
+    uses: Mapping[str, float],
+    masks: Mapping[str, Tensor] | None = None,
+) -> list[LayerBudget]:
+    """The budget of each layer with connections, opted-out ones included (they count as dense).
+
+    `uses` comes from `weight_uses`; `masks` (name → bool, true is live) from `SCL.masks()`; without
+    masks every connection counts as live.
+    """
+    masks = masks or {}
+    budgets = []
+    names = {id(p): name for name, p in model.named_parameters()}
+    seen: set[str] = set()
+    for module in model.modules():
+        for attribute, _ in _connection_attributes(module):
+            parameter = getattr(module, attribute, None)
+            if not isinstance(parameter, nn.Parameter) or names[id(parameter)] in seen:
+                continue
+            name = names[id(parameter)]
+            seen.add(name)
+            total = parameter.numel()
+            live = int(masks[name].sum()) if name in masks else total
+            used = uses.get(name, 0.0)
+            budgets.append(
+                LayerBudget(
+                    name,
+                    tuple(parameter.shape),
+                    total,
+                    live,
+                    macs_dense=round(used * total),
+                    macs=round(used * live),
+                )
+            )
+    return budgets
+
+
+def feature_view(shape: Sequence[int], transposed_groups: int) -> tuple[tuple[int, ...], list[int]]:
+    """How to see a weight by output features: (shape to view it in, dimensions of one feature).
+
+    Reducing the viewed tensor over those dimensions with keepdim gives one number per feature.
+    """
+    if transposed_groups:
+        g = transposed_groups
+        view = (g, shape[0] // g, *shape[1:])
+        return view, [1, *range(3, len(view))]
+    return tuple(shape), list(range(1, len(shape)))
+
+
+def _connection_attributes(module: nn.Module) -> Iterable[tuple[str, int]]:
+    """(attribute, transposed groups) of each weight of `module` that holds connections."""
+    if isinstance(module, _ConvTransposeNd):
+        return [("weight", module.groups)]
+    if isinstance(module, _ConvNd | nn.Linear):
+        return [("weight", 0)]
+    if isinstance(module, nn.MultiheadAttention):
+        return [(name, 0) for name in _ATTENTION_PROJECTIONS]
+    return []
+
+
+def _owned_elsewhere(model: nn.Module) -> set[int]:
+    """Parameters that some module other than a layer of connections also holds."""
+    held: set[int] = set()
+    for module in model.modules():
+        ours = {attribute for attribute, _ in _connection_attributes(module)}
+        held.update(
+            id(p)
+            for name, p in module.named_parameters(recurse=False, remove_duplicate=False)
+            if name not in ours
+        )
+    return held
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _costs(
+    model: nn.Module, connections: list[Connection], cost: str, example_input: Any
+) -> list[float]:
+    if cost == "connections":
+        return [1.0] * len(connections)
+    if cost != "macs":
+        raise ValueError(f"unknown cost {cost!r}: choose connections or macs")
+    if example_input is None:
+        raise ValueError('cost "macs" needs example_input: the shape of the input decides the MACs')
+    uses = weight_uses(model, example_input)
+    counts = [c.parameter.numel() for c in connections]
+    used = [uses.get(c.name, 0.0) for c in connections]
+    mean = sum(n * u for n, u in zip(counts, used, strict=True)) / sum(counts)
+    return [u / mean for u in used]
+
+
+def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
+
+
+def _count_uses(uses: dict[str, float], name: str, attribute: str):
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        uses[name] += _positions(module, attribute, args, kwargs, output)
+        if isinstance(module, nn.MultiheadAttention) and attribute in _QUERY_PROJECTIONS:
+            # An attention's out_proj is applied by a function, never called as a module.
+            prefix = name.removesuffix(attribute)
+            uses[f"{prefix}out_proj.weight"] += _sequence(module, args, kwargs, "query")
+
+    return hook
+
+
+def _positions(module: nn.Module, attribute: str, args: tuple, kwargs: dict, output: Any) -> float:
+    if isinstance(module, nn.MultiheadAttention):
+        source = {"k_proj_weight": "key", "v_proj_weight": "value"}.get(attribute, "query")
+        return _sequence(module, args, kwargs, source)
+    if isinstance(module, _ConvTransposeNd):
+        features, tensor = module.in_channels, args[0] if args else kwargs["input"]
+    elif isinstance(module, _ConvNd):
+        features, tensor = module.out_channels, output
+    else:
+        features, tensor = module.out_features, output  # type: ignore[union-attr]
+    return tensor.numel() / features
+
+
+def _sequence(module: nn.MultiheadAttention, args: tuple, kwargs: dict, source: str) -> float:
+    position = ("query", "key", "value").index(source)
+    tensor = args[position] if len(args) > position else kwargs[source]
+    return tensor.numel() / tensor.shape[-1]

@@ -1,0 +1,348 @@
+"""SCL as an optimizer: the masks, the latent weights and their momenta are optimizer state.
+
+The module's parameter is the effective weight v = w ⊙ H(m), zeros included, so the model stays
+plain PyTorch and `p.grad` is G = ∂L/∂v. Whatever averages G over ranks (DDP, DeepSpeed) has thereby
+averaged both gradients exactly, since w and m are the same everywhere:
+
+    ∂L/∂w = G ⊙ H(m)          ∂L/∂m = G ⊙ w ⊙ φ'(m)
+
+and normalisation, which is not linear, comes after that average. Source: Tang et al.,
+"Automatic Sparse Connectivity Learning for Neural Networks", arXiv 2201.05020.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.sgd import sgd
+
+from sclcore.connections import feature_view
+from sclcore.step import get_proxy, unit_step
+
+NORMALIZATIONS = ("feature", "layer", "none")
+
+# Below this a feature's gradient is nothing but zeros: it only keeps 0 / 0 from being NaN.
+_EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one observed step did to one layer.
+
+    `flips` is the number of masks that changed; `rms_before` and `rms_after` are the root mean
+    squares of the mask gradient per output feature, before and after normalisation.
+    """
+
+    flips: int
+    rms_before: Tensor
+    rms_after: Tensor
+
+
+class SCL(Optimizer):
+    """Sparse Connectivity Learning, with SGD for the weights and for the mask variables.
+
+        optimizer = SCL(connection_groups(model), lr=0.1, lam=0.1)
+
+    Works in a plain loop and under DDP as any optimizer does. Groups with `connections: True` (made
+    by `connection_groups`) learn their masks; the others get plain SGD with momentum.
+
+    Args:
+        params: parameter groups; plain lists are accepted, but at least one group must be of
+            connections.
+        lr: learning rate of the weights.
+        lam: λ, the cost of one connection, in units of the normalised mask gradient (whose rms
+            over a feature is 1).
+        mask_lr: learning rate of the mask variables; 0 freezes them. The step that a steady
+            gradient of 1 causes is `mask_lr / (1 - mask_momentum)`.
+        momentum, mask_momentum: classical momentum, without dampening.
+        nesterov: Nesterov's form for the weights.
+        weight_decay: L2 decay of the latent weights w and of dense parameters.
+        proxy: derivative that stands in for that of the unit step (`sclcore.step.PROXIES`).
+        normalize: what the mask gradient is divided by: its rms over the output `feature` (the
+            paper), over the `layer`, or `none`.
+        mask_init: initial value of every mask variable.
+        min_connections: each layer keeps at least that many; the best-scored ones stay.
+
+    State per connection tensor, all of the tensor's shape: `weight` (w), `mask` (m),
+    `momentum_buffer`, `mask_momentum_buffer`; kept in float32 for parameters of lower precision.
+
+    A step whose gradient is not finite changes nothing and is counted in `skipped_steps`.
+    After each step `grad_norm` holds the 2-norm of G over all parameters, and `held_layers` the
+    names of the layers that `min_connections` kept from dying in that step.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        lam: float,
+        *,
+        mask_lr: float = 1e-3,
+        momentum: float = 0.9,
+        mask_momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        proxy: str = "identity",
+        normalize: str = "feature",
+        mask_init: float = 1.0,
+        min_connections: int = 1,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "lam": lam,
+            "mask_lr": mask_lr,
+            "momentum": momentum,
+            "mask_momentum": mask_momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "proxy": proxy,
+            "normalize": normalize,
+            "mask_init": mask_init,
+            "min_connections": min_connections,
+            "connections": False,
+        }
+        self.skipped_steps = 0
+        self.grad_norm = math.nan
+        self.held_layers: list[str] = []
+        self.observing = False
+        self.observations: dict[str, Observation] = {}
+        super().__init__(params, defaults)
+        if not any(group["connections"] for group in self.param_groups):
+            raise ValueError(
+                "no parameter group holds connections: pass connection_groups(model), not "
+                "model.parameters()"
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, value in (("skipped_steps", 0), ("grad_norm", math.nan), ("observing", False)):
+            self.__dict__.setdefault(name, value)
+        self.__dict__.setdefault("held_layers", [])
+        self.__dict__.setdefault("observations", {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; with `connections: True` its tensors start with every connection live."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _validate(group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        if group["connections"]:
+            size = len(group["params"])
+            group.setdefault("costs", [1.0] * size)
+            group.setdefault("transposed_groups", [0] * size)
+            first = sum(len(g["params"]) for g in self.param_groups[:-1])
+            group.setdefault("param_names", [f"param{first + i}" for i in range(size)])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but latent state keeps its own precision where the parameter has less.
+
+        The parameters themselves are set to w ⊙ H(m), so that model and masks always agree.
+        """
+        super().load_state_dict(state_dict)
+        saved = state_dict["state"]
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for index, p in zip(ids, params, strict=True):
+            for key, value in saved.get(index, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][key] = value.detach().to(p.device, copy=True)
+        for _, p in self._connections():
+            if "mask" in self.state[p]:
+                self._write_parameter(p)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update. `closure` may re-evaluate the model and return the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not self._gradient_is_finite():
+            self.skipped_steps += 1
+            return loss
+        self.held_layers = []
+        for group in self.param_groups:
+            if group["connections"]:
+                for index, p in enumerate(group["params"]):
+                    if p.grad is not None:
+                        self._step_connections(group, index, p)
+            else:
+                self._step_dense(group)
+        return loss
+
+    def masks(self) -> dict[str, Tensor]:
+        """Which connections are live: parameter name → bool tensor of the parameter's shape."""
+        return {
+            name: unit_step(self.state[p]["mask"])
+            if "mask" in self.state[p]
+            else torch.ones_like(p, dtype=torch.bool)
+            for name, p in self._connections()
+        }
+
+    def mask_variables(self) -> dict[str, Tensor]:
+        """The mask variables m by parameter name; empty before the first step."""
+        return {n: self.state[p]["mask"] for n, p in self._connections() if "mask" in self.state[p]}
+
+    def mask_hash(self) -> str:
+        """SHA-256 of all masks: equal on all ranks, and in two runs that chose the same network."""
+        digest = hashlib.sha256()
+        for name, mask in self.masks().items():
+            digest.update(name.encode())
+            digest.update(mask.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _connections(self) -> Iterator[tuple[str, Tensor]]:
+        for group in self.param_groups:
+            if group["connections"]:
+                yield from zip(group["param_names"], group["params"], strict=True)
+
+    def _gradient_is_finite(self) -> bool:
+        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        if not grads:
+            return True
+        if any(g.is_sparse for g in grads):
+            raise RuntimeError("SCL does not support sparse gradients (an Embedding's, say)")
+        self.grad_norm = float(torch.nn.utils.get_total_norm(grads))
+        return math.isfinite(self.grad_norm)
+
+    def _step_dense(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        buffers = [self.state[p].get("momentum_buffer") for p in params]
+        _sgd(group, params, [p.grad for p in params], buffers)
+        for p, buffer in zip(params, buffers, strict=True):
+            if buffer is not None:
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _step_connections(self, group: dict[str, Any], index: int, p: Tensor) -> None:
+        state = self.state[p] or self._start(group, p)
+        weight, mask = state["weight"], state["mask"]
+        grad = p.grad.to(weight.dtype)  # type: ignore[union-attr]
+        live = unit_step(mask)
+        # Both gradients are taken at the present w and m, before either of them moves.
+        weight_grad = grad * live
+        mask_grad = grad * weight if group["mask_lr"] else None
+        buffers = [state.get("momentum_buffer")]
+        _sgd(group, [weight], [weight_grad], buffers)
+        if buffers[0] is not None:
+            state["momentum_buffer"] = buffers[0]
+        if mask_grad is not None:
+            self._step_mask(group, index, state, mask_grad, live)
+        self._write_parameter(p)
+
+    def _step_mask(
+        self,
+        group: dict[str, Any],
+        index: int,
+        state: dict[str, Tensor],
+        mask_grad: Tensor,
+        live: Tensor,
+    ) -> None:
+        """m ← m − lr_m · momentum(ĝ + λ · c · φ'(m)), with ĝ the normalised ∂L/∂m."""
+        mask = state["mask"]
+        derivative = get_proxy(group["proxy"]).derivative
+        slope = derivative(mask) if derivative else None
+        if slope is not None:
+            mask_grad.mul_(slope)
+        view, dims = feature_view(mask.shape, group["transposed_groups"][index])
+        by_feature = mask_grad.view(view)
+        square = by_feature.square().mean(dims, keepdim=True)
+        divisor = _divisor(group["normalize"], square)
+        if divisor is not None:
+            by_feature.div_(divisor)
+        price = group["lam"] * group["costs"][index]
+        if slope is None:
+            mask_grad.add_(price)
+        else:
+            mask_grad.add_(slope, alpha=price)
+        buffer = state.setdefault("mask_momentum_buffer", torch.zeros_like(mask))
+        buffer.mul_(group["mask_momentum"]).add_(mask_grad)
+        mask.add_(buffer, alpha=-group["mask_lr"])
+        name = group["param_names"][index]
+        if _keep_at_least(group["min_connections"], mask):
+            self.held_layers.append(name)
+        if self.observing:
+            before = square.sqrt().flatten()
+            after = before if divisor is None else (square.sqrt() / divisor).flatten()
+            flips = int((unit_step(mask) != live).sum())
+            self.observations[name] = Observation(flips, before, after)
+
+    def _start(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
+        state = self.state[p]
+        dtype = torch.promote_types(p.dtype, torch.float32)
+        state["weight"] = p.detach().to(dtype, copy=True)
+        state["mask"] = torch.full_like(state["weight"], group["mask_init"])
+        return state
+
+    def _write_parameter(self, p: Tensor) -> None:
+        state = self.state[p]
+        p.detach().copy_(state["weight"] * unit_step(state["mask"]))
+
+
+def _sgd(
+    group: dict[str, Any],
+    params: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor | None],
+) -> None:
+    if params:
+        sgd(
+            params,
+            grads,
+            buffers,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=group["nesterov"],
+            maximize=False,
+        )
+
+
+def _divisor(normalize: str, square: Tensor) -> Tensor | None:
+    """What the mask gradient is divided by; `square` is its mean square per feature, viewed so."""
+    if normalize == "none":
+        return None
+    return (square if normalize == "feature" else square.mean()).sqrt().add(_EPS)
+
+
+def _keep_at_least(count: int, mask: Tensor) -> bool:
+    """Raise the best mask variables above 0 where fewer than `count` are; true if it had to."""
+    count = min(count, mask.numel())
+    if int(unit_step(mask).sum()) >= count:
+        return False
+    best = torch.unravel_index(mask.flatten().topk(count).indices, mask.shape)
+    mask[best] = mask[best].clamp(min=torch.finfo(mask.dtype).tiny)
+    return True
+
+
+def _validate(group: dict[str, Any]) -> None:
+    """ValueError with one sentence where an option is out of its range."""
+    for name in ("lr", "lam", "mask_lr", "weight_decay", "min_connections"):
+        if not group[name] >= 0 or math.isinf(group[name]):
+            raise ValueError(f"{name} must be 0 or more and finite, not {group[name]}")
+    for name in ("momentum", "mask_momentum"):
+        if not 0 <= group[name] < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, not {group[name]}")
+    if group["nesterov"] and not group["momentum"]:
+        raise ValueError("nesterov needs a momentum above 0")
+    if not math.isfinite(group["mask_init"]) or group["mask_init"] <= 0:
+        raise ValueError(
+            f"mask_init must be above 0, so that training starts dense, not {group['mask_init']}"
+        )
+    if group["normalize"] not in NORMALIZATIONS:
+        known = ", ".join(NORMALIZATIONS)
+        raise ValueError(f"unknown normalize {group['normalize']!r}: choose one of {known}")
+    get_proxy(group["proxy"])
+    for name in ("costs", "transposed_groups", "param_names"):
+        if name in group and len(group[name]) != len(group["params"]):
+            raise ValueError(f"{name} must have one entry per parameter of its group")

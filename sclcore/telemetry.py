@@ -1,0 +1,161 @@
+"""What the masks are doing: densities, flips, imbalance of features, and warnings by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sclcore.optimizer import SCL, Observation
+
+# The thresholds of the failure modes; each is a judgement, not a law.
+_NEAR = 0.1
+_UNMOVED_SHARE = 0.999
+_COLLAPSE_WITHIN = 0.02
+_FLICKER_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The masks at one moment. `live` and `connections` are counts by layer (parameter name)."""
+
+    live: dict[str, int]
+    connections: dict[str, int]
+    near_zero: float
+    """Share of mask variables within ±0.1 of 0: those that may flip soon."""
+    quantiles: tuple[float, float, float]
+    """5 %, 50 % and 95 % quantile of the mask variables of all layers."""
+    mask_init: float
+
+    @property
+    def density(self) -> float:
+        return sum(self.live.values()) / sum(self.connections.values())
+
+    def metrics(self) -> dict[str, float]:
+        """Flat series for a tracker."""
+        low, median, high = self.quantiles
+        series = {
+            "connections/live": float(sum(self.live.values())),
+            "connections/density": self.density,
+            "masks/near_zero": self.near_zero,
+            "masks/q05": low,
+            "masks/median": median,
+            "masks/q95": high,
+        }
+        for layer, live in self.live.items():
+            series[f"density/{layer}"] = live / self.connections[layer]
+        return series
+
+
+def snapshot(optimizer: SCL, sample: int = 1_000_000) -> Snapshot:
+    """Counts are exact; quantiles come from at most `sample` evenly spaced mask variables."""
+    live = {name: int(mask.sum()) for name, mask in optimizer.masks().items()}
+    sizes = {name: mask.numel() for name, mask in optimizer.masks().items()}
+    variables = list(optimizer.mask_variables().values())
+    init = next(g["mask_init"] for g in optimizer.param_groups if g["connections"])
+    if not variables:
+        return Snapshot(live, sizes, 0.0, (init, init, init), init)
+    stride = max(1, sum(v.numel() for v in variables) // sample)
+    values = torch.cat([v.detach().flatten()[::stride].float().cpu() for v in variables])
+    low, median, high = (
+        float(values.kthvalue(1 + round(q * (len(values) - 1))).values) for q in (0.05, 0.5, 0.95)
+    )
+    near = float((values.abs() < _NEAR).float().mean())
+    return Snapshot(live, sizes, near, (low, median, high), init)
+
+
+def observation_metrics(observations: Mapping[str, Observation]) -> dict[str, float]:
+    """Flips and imbalance of one observed step (`SCL.observing`), as flat series.
+
+    Imbalance is the largest rms of a feature's mask gradient over the median one, within a layer;
+    the worst layer is reported. Without normalisation it is what λ would have to be fair to. Dead
+    features are those that receive no mask gradient at all.
+    """
+    if not observations:
+        return {}
+    return {
+        "masks/flips": float(sum(o.flips for o in observations.values())),
+        "masks/imbalance_before": max(_imbalance(o.rms_before) for o in observations.values()),
+        "masks/imbalance_after": max(_imbalance(o.rms_after) for o in observations.values()),
+        "masks/dead_features": float(
+            sum(int((o.rms_before == 0).sum()) for o in observations.values())
+        ),
+    }
+
+
+def _imbalance(rms: Tensor) -> float:
+    alive = rms[rms > 0]
+    return float(alive.max() / alive.median()) if alive.numel() else 1.0
+
+
+@dataclass
+class MaskHealth:
+    """Watches a run for the known ways in which learning a connectivity fails.
+
+    `check` returns new warnings, each once per run (per layer for `layer-collapse`), as
+    "name: sentence".
+    """
+
+    _seen: set[str] = field(default_factory=set)
+    _early_flips: float | None = None
+
+    def check(
+        self,
+        progress: float,
+        shot: Snapshot,
+        *,
+        held_layers: list[str] | None = None,
+        flips: float | None = None,
+    ) -> list[str]:
+        """`flips`: masks that changed in one recent step while masks are being learned."""
+        found: list[tuple[str, str]] = []
+        for layer in held_layers or []:
+            found.append(
+                (
+                    f"layer-collapse {layer}",
+                    f"layer-collapse: {layer} lost its last connections; min_connections keeps the "
+                    f"{shot.live[layer]} best of {shot.connections[layer]}. Lower lam, or add the "
+                    "layer to exclude.",
+                )
+            )
+        if progress <= _COLLAPSE_WITHIN and shot.density < 0.5:
+            found.append(
+                (
+                    "lambda-too-large",
+                    f"lambda-too-large: {1 - shot.density:.0%} of the connections vanished within "
+                    f"the first {progress:.1%} of the run. Lower lam or mask_lr.",
+                )
+            )
+        if progress >= 0.5 and shot.density >= _UNMOVED_SHARE and shot.quantiles[0] > _NEAR:
+            found.append(
+                (
+                    "nothing-moving",
+                    f"nothing-moving: half the run is over and {shot.density:.1%} of the "
+                    f"connections are live, 95 % of the mask variables above "
+                    f"{shot.quantiles[0]:.2g}. Raise lam or mask_lr.",
+                )
+            )
+        if flips is not None:
+            found += self._flicker(progress, shot, flips)
+        fresh = [(key, text) for key, text in found if key not in self._seen]
+        self._seen.update(key for key, _ in fresh)
+        return [text for _, text in fresh]
+
+    def _flicker(self, progress: float, shot: Snapshot, flips: float) -> list[tuple[str, str]]:
+        """Compared within the run: the share of masks that flip should fall once they settle."""
+        share = flips / sum(shot.connections.values())
+        if 0.1 <= progress < 0.4:
+            self._early_flips = max(self._early_flips or 0.0, share)
+        early = self._early_flips
+        if progress < 0.5 or early is None or share < max(early, _FLICKER_SHARE):
+            return []
+        return [
+            (
+                "flicker",
+                f"flicker: {share:.2%} of the masks changed in one step at {progress:.0%} of the "
+                f"run, no fewer than early on ({early:.2%}). Lower mask_lr, or freeze masks "
+                "earlier.",
+            )
+        ]
