@@ -1,0 +1,1 @@
+"""Datasets as WebDataset shards: packing, indexing, planning and reading; knows no model."""
