@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
+_OPTIONS = {
+    *("lr", "lam", "mask_lr", "momentum", "mask_momentum", "nesterov", "weight_decay"),
+    *("proxy", "normalize", "mask_init", "min_connections"),
+}
 _QUERY_PROJECTIONS = ("in_proj_weight", "q_proj_weight")
 _ATTENTION_PROJECTIONS = (*_QUERY_PROJECTIONS, "k_proj_weight", "v_proj_weight")
 
@@ -79,8 +83,12 @@ def connection_groups(
     connections, so that λ keeps its meaning. `options` (lam, mask_lr, proxy …) go to the group of
     connections. Biases and norm parameters get `weight_decay: 0`, as is the custom of the field.
 
-    Raises ValueError when the model has no connections or `cost` is unknown or lacks its input.
+    Raises ValueError when the model has no connections, `cost` is unknown or lacks its input, or an
+    option is none of SCL's.
     """
+    unknown = sorted(options.keys() - _OPTIONS)
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]!r}: SCL knows {', '.join(sorted(_OPTIONS))}")
     connections = find_connections(model, exclude)
     if not connections:
         raise ValueError(
@@ -276,6 +284,8 @@ def _count_uses(uses: dict[str, float], name: str, attribute: str):
 
 def _positions(module: nn.Module, attribute: str, args: tuple, kwargs: dict, output: Any) -> float:
     if isinstance(module, nn.MultiheadAttention):
+        if attribute == "in_proj_weight":  # a third of its rows each for query, key and value
+            return sum(_sequence(module, args, kwargs, s) for s in ("query", "key", "value")) / 3
         source = {"k_proj_weight": "key", "v_proj_weight": "value"}.get(attribute, "query")
         return _sequence(module, args, kwargs, source)
     if isinstance(module, _ConvTransposeNd):

@@ -55,12 +55,19 @@ def _verify(path: Path, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]
         if set(file.keys()) != set(state):
             raise ExportError(f"{path.name} holds other tensors than the model")
         for name, expected in state.items():
-            if not torch.equal(file.get_tensor(name), expected):
+            if not torch.equal(_bits(file.get_tensor(name)), _bits(expected)):
                 raise ExportError(f"{name} reads back with other values than were written")
         for name, mask in masks.items():
+            if name not in state or state[name].shape != mask.shape:
+                raise ExportError(f"the mask of {name} fits no tensor of the model")
             pruned = file.get_tensor(name)[~mask.cpu()]
             if torch.count_nonzero(pruned):
                 raise ExportError(f"{name} has non-zero weights where its mask says pruned")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor: unlike its values, those of a NaN are equal to themselves."""
+    return tensor.contiguous().flatten().view(torch.uint8)
 
 
 def budgets_csv(budgets: Sequence[LayerBudget]) -> str:

@@ -36,11 +36,13 @@ _EPS = 1e-12
 class Observation:
     """What one observed step did to one layer.
 
-    `flips` is the number of masks that changed; `rms_before` and `rms_after` are the root mean
-    squares of the mask gradient per output feature, before and after normalisation.
+    `flips` is the number of masks that changed, `revivals` that of those which came to life.
+    `rms_before` and `rms_after` are the root mean squares of the mask gradient per output feature,
+    before and after normalisation.
     """
 
     flips: int
+    revivals: int
     rms_before: Tensor
     rms_after: Tensor
 
@@ -120,6 +122,10 @@ class SCL(Optimizer):
                 "model.parameters()"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("skipped_steps", "grad_norm", "observing", "held_layers", "observations")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for name, value in (("skipped_steps", 0), ("grad_norm", math.nan), ("observing", False)):
@@ -141,7 +147,9 @@ class SCL(Optimizer):
             group.setdefault("costs", [1.0] * size)
             group.setdefault("transposed_groups", [0] * size)
             first = sum(len(g["params"]) for g in self.param_groups[:-1])
-            group.setdefault("param_names", [f"param{first + i}" for i in range(size)])
+            numbers = [f"param{first + i}" for i in range(size)]
+            # Not "param_names": torch wants that in all groups or in none.
+            group.setdefault("names", group.get("param_names", numbers))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but latent state keeps its own precision where the parameter has less.
@@ -204,7 +212,7 @@ class SCL(Optimizer):
     def _connections(self) -> Iterator[tuple[str, Tensor]]:
         for group in self.param_groups:
             if group["connections"]:
-                yield from zip(group["param_names"], group["params"], strict=True)
+                yield from zip(group["names"], group["params"], strict=True)
 
     def _gradient_is_finite(self) -> bool:
         grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
@@ -267,14 +275,15 @@ class SCL(Optimizer):
         buffer = state.setdefault("mask_momentum_buffer", torch.zeros_like(mask))
         buffer.mul_(group["mask_momentum"]).add_(mask_grad)
         mask.add_(buffer, alpha=-group["mask_lr"])
-        name = group["param_names"][index]
+        name = group["names"][index]
         if _keep_at_least(group["min_connections"], mask):
             self.held_layers.append(name)
         if self.observing:
             before = square.sqrt().flatten()
             after = before if divisor is None else (square.sqrt() / divisor).flatten()
-            flips = int((unit_step(mask) != live).sum())
-            self.observations[name] = Observation(flips, before, after)
+            now = unit_step(mask)
+            flips, revivals = int((now != live).sum()), int((now & ~live).sum())
+            self.observations[name] = Observation(flips, revivals, before, after)
 
     def _start(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]

@@ -81,17 +81,18 @@ class Schedule(BaseModel):
 class Scheduler:
     """Applies a `Schedule` to the parameter groups of an optimizer (SCL or any other).
 
-    The base values are those the groups hold when it is made. It keeps no state of its own: calling
-    `set_progress(x)` again gives the same values again, which is all a resume needs.
+    The base values are those the groups hold when it is made; it notes them in the groups as
+    torch's schedulers do (`initial_lr` …), so that they are saved and loaded with the optimizer.
+    `set_progress(x)` always gives the same values for the same x, which is all a resume needs.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
         self.optimizer = optimizer
         self.schedule = schedule
-        self._base = [
-            {key: group[key] for key in ("lr", "lam", "mask_lr") if key in group}
-            for group in optimizer.param_groups
-        ]
+        for group in optimizer.param_groups:
+            for key in ("lr", "lam", "mask_lr"):
+                if key in group:
+                    group.setdefault(f"initial_{key}", group[key])
 
     def set_progress(self, progress: float) -> None:
         """Set lr, λ and the mask learning rate of every group for `progress` ∈ [0, 1]."""
@@ -100,9 +101,10 @@ class Scheduler:
             "lam": self.schedule.lam_factor(progress),
             "mask_lr": self.schedule.mask_lr_factor(progress),
         }
-        for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
-            for key, value in base.items():
-                group[key] = value * factors[key]
+        for group in self.optimizer.param_groups:
+            for key, factor in factors.items():
+                if key in group:
+                    group[key] = group[f"initial_{key}"] * factor
 
 
 def _half_cosine(x: float) -> float:

@@ -37,7 +37,7 @@ class Proxy:
 
 
 def _leaky_relu_derivative(mask: Tensor) -> Tensor:
-    return torch.where(mask > 0, 1.0, LEAKY_SLOPE).to(mask.dtype)
+    return torch.full_like(mask, LEAKY_SLOPE).masked_fill_(mask > 0, 1.0)
 
 
 def _relu_derivative(mask: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ def observation_metrics(observations: Mapping[str, Observation]) -> dict[str, fl
         return {}
     return {
         "masks/flips": float(sum(o.flips for o in observations.values())),
+        "masks/revivals": float(sum(o.revivals for o in observations.values())),
         "masks/imbalance_before": max(_imbalance(o.rms_before) for o in observations.values()),
         "masks/imbalance_after": max(_imbalance(o.rms_after) for o in observations.values()),
         "masks/dead_features": float(
@@ -99,7 +100,7 @@ class MaskHealth:
     """
 
     _seen: set[str] = field(default_factory=set)
-    _early_flips: float | None = None
+    _early_revivals: float | None = None
 
     def check(
         self,
@@ -107,9 +108,9 @@ class MaskHealth:
         shot: Snapshot,
         *,
         held_layers: list[str] | None = None,
-        flips: float | None = None,
+        revivals: float | None = None,
     ) -> list[str]:
-        """`flips`: masks that changed in one recent step while masks are being learned."""
+        """`revivals`: masks that came to life in one recent step, while masks are learned."""
         found: list[tuple[str, str]] = []
         for layer in held_layers or []:
             found.append(
@@ -137,24 +138,24 @@ class MaskHealth:
                     f"{shot.quantiles[0]:.2g}. Raise lam or mask_lr.",
                 )
             )
-        if flips is not None:
-            found += self._flicker(progress, shot, flips)
+        if revivals is not None:
+            found += self._flicker(progress, shot, revivals)
         fresh = [(key, text) for key, text in found if key not in self._seen]
         self._seen.update(key for key, _ in fresh)
         return [text for _, text in fresh]
 
-    def _flicker(self, progress: float, shot: Snapshot, flips: float) -> list[tuple[str, str]]:
-        """Compared within the run: the share of masks that flip should fall once they settle."""
-        share = flips / sum(shot.connections.values())
+    def _flicker(self, progress: float, shot: Snapshot, revivals: float) -> list[tuple[str, str]]:
+        """Masks that die may be λ at work; masks that keep coming back have not settled."""
+        share = revivals / sum(shot.connections.values())
         if 0.1 <= progress < 0.4:
-            self._early_flips = max(self._early_flips or 0.0, share)
-        early = self._early_flips
+            self._early_revivals = max(self._early_revivals or 0.0, share)
+        early = self._early_revivals
         if progress < 0.5 or early is None or share < max(early, _FLICKER_SHARE):
             return []
         return [
             (
                 "flicker",
-                f"flicker: {share:.2%} of the masks changed in one step at {progress:.0%} of the "
+                f"flicker: {share:.2%} of the masks came back in one step at {progress:.0%} of the "
                 f"run, no fewer than early on ({early:.2%}). Lower mask_lr, or freeze masks "
                 "earlier.",
             )

@@ -1,0 +1,98 @@
+"""Who am I: a rank of DeepSpeed's launcher, of torchrun, of srun, or a process on its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.errors import UsageError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of a run. `source` names who started it."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    master_addr: str
+    master_port: int
+    source: str
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def export(self) -> None:
+        """Set the five variables from which every library reads the world."""
+        os.environ.update(
+            RANK=str(self.rank),
+            LOCAL_RANK=str(self.local_rank),
+            WORLD_SIZE=str(self.world_size),
+            MASTER_ADDR=self.master_addr,
+            MASTER_PORT=str(self.master_port),
+        )
+
+
+def find_world(environment: Mapping[str, str] | None = None) -> World:
+    """The world from the environment: RANK … first, then a Slurm step's variables, else one rank.
+
+    A batch script under Slurm is not a rank of it: only `srun` sets the variables of a step.
+    Raises UsageError when the variables are there but incomplete or no numbers.
+    """
+    env = os.environ if environment is None else environment
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return World(
+            rank=_number(env, "RANK"),
+            local_rank=_number(env, "LOCAL_RANK", default=0),
+            world_size=_number(env, "WORLD_SIZE"),
+            master_addr=env.get("MASTER_ADDR", "127.0.0.1"),
+            master_port=_number(env, "MASTER_PORT", default=29500),
+            source="environment",
+        )
+    if "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:
+        return World(
+            rank=_number(env, "SLURM_PROCID"),
+            local_rank=_number(env, "SLURM_LOCALID"),
+            world_size=_number(env, "SLURM_STEP_NUM_TASKS"),
+            master_addr=env.get("MASTER_ADDR") or _first_host(env),
+            master_port=_number(
+                env, "MASTER_PORT", default=20000 + _number(env, "SLURM_JOB_ID") % 10000
+            ),
+            source="srun",
+        )
+    return World(0, 0, 1, "127.0.0.1", free_port(), source="single process")
+
+
+def free_port() -> int:
+    """A TCP port that is free on the loopback address now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    value = env.get(name, None if default is None else str(default))
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"the environment variable {name} should hold a number and holds {value!r}: start "
+            "ranks with `scl train`, deepspeed, torchrun or srun, which set it"
+        ) from None
+
+
+def _first_host(env: Mapping[str, str]) -> str:
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
+    command = ["scontrol", "show", "hostnames", nodes]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return output.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise UsageError(
+            f"cannot tell the first host of the Slurm nodes {nodes!r} ({error}): set MASTER_ADDR "
+            "in the batch script, as slurm/resnet50_scl.sh does"
+        ) from error

@@ -1,0 +1,94 @@
+"""Evaluation: each sample of a split exactly once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from data.pipeline import DataConfig, ShardDataset, eval_stream, normalise, open_split
+from launcher.engine import accelerator
+from launcher.errors import RunError, UsageError
+from launcher.models import create_model
+from launcher.ranks import sum_over_ranks
+from launcher.recipe import load_recipe
+
+
+@torch.no_grad()
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    dataset: ShardDataset,
+    config: DataConfig,
+    *,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[str, float]:
+    """`val/loss`, `val/top1`, `val/top5` (shares of 1) and `val/corrupt` (a count).
+
+    `model` maps normalised images [batch, channels, height, width] to logits [batch, classes]; it
+    must be in evaluation mode and be the same on all ranks. A sample that could not be decoded
+    counts as wrong. Collective when `world_size` > 1.
+
+    Raises RunError when the ranks together did not see each sample exactly once.
+    """
+    totals = torch.zeros(5, dtype=torch.float64, device=device)
+    for batch in eval_stream(dataset, config, world_size, rank):
+        valid = batch["valid"].to(device)
+        labels = batch["label"].to(device)
+        images = normalise(batch["image"].to(device), dataset.manifest.image)
+        logits = model(images).float()
+        sound = valid & (batch["corrupt"].to(device) == 0)
+        ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        losses = cross_entropy(logits, labels, reduction="none")
+        totals += torch.stack(
+            [
+                (losses * sound).sum().double(),
+                (ranked[:, 0] & sound).sum().double(),
+                (ranked.any(1) & sound).sum().double(),
+                sound.sum().double(),
+                valid.sum().double(),
+            ]
+        )
+    if world_size > 1:
+        sum_over_ranks(totals)
+    loss, top1, top5, sound, seen = totals.tolist()
+    if seen != dataset.manifest.samples:
+        raise RunError(
+            f"evaluation saw {seen:.0f} samples of {dataset.manifest.samples}: the ranks do not "
+            "cover the split exactly once"
+        )
+    return {
+        "val/loss": loss / max(1.0, sound),
+        "val/top1": top1 / seen,
+        "val/top5": top5 / seen,
+        "val/corrupt": seen - sound,
+    }
+
+
+def evaluate_run(run: Path, split: str = "val", data: Path | None = None) -> dict[str, float]:
+    """Evaluate the model that the run in folder `run` wrote, in this process, on `split`.
+
+    `data` replaces the recipe's folder of shards. Raises UsageError when the run has no model.
+    """
+    for needed in ("recipe.yaml", "model.safetensors"):
+        if not (run / needed).is_file():
+            raise UsageError(
+                f"{run} holds no {needed}: give the folder of a finished run, such as "
+                "runs/digits_scl"
+            )
+    recipe = load_recipe(run / "recipe.yaml")
+    config = recipe.data if data is None else recipe.data.model_copy(update={"path": data})
+    dataset = open_split(config, split)
+    model = create_model(
+        recipe.model,
+        num_classes=len(dataset.manifest.classes),
+        in_chans=dataset.manifest.image.channels,
+    )
+    model.load_state_dict(load_file(run / "model.safetensors"))
+    device = torch.device(accelerator())
+    return evaluate(model.to(device).eval(), dataset, config, device=device)

@@ -1,0 +1,118 @@
+"""Writing files so that a kill at any moment leaves either the old content or the new, whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from pathlib import Path
+
+_HOST = socket.gethostname().replace("-", "_")
+# Tells this process from a dead one that had the same host name and pid (in containers, pid 1).
+_TOKEN = secrets.token_hex(4)
+_TEMPORARY = re.compile(r"^\.tmp-.+-(?P<host>[^-]*)-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})$")
+# What another host left cannot be asked whether it still lives; after a day nobody writes to it.
+_ABANDONED_AFTER_S = 24 * 3600
+
+
+def temporary_beside(path: Path) -> Path:
+    """The hidden name, in the same folder, under which this process prepares `path`."""
+    return path.with_name(f".tmp-{path.name}-{_HOST}-{os.getpid()}-{_TOKEN}")
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in folder `path` durable. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network and FUSE file systems have no such thing as syncing a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Replace the file `path` by `content` (text as UTF-8), durably and in one step.
+
+    Raises OSError, in which case `path` is as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's content. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_tree(path: Path) -> None:
+    """Delete folder `path`; killed half-way, it is gone under its own name all the same."""
+    doomed = temporary_beside(path)
+    path.rename(doomed)
+    fsync_dir(path.parent)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Delete what dead processes left half-written in `folder`; the names deleted.
+
+    Temporary names of living processes stay, as do those of other hosts until they are a day old.
+    """
+    removed = []
+    for entry in sorted(folder.glob(".tmp-*")):
+        if not _is_abandoned(entry):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+        removed.append(entry.name)
+    return removed
+
+
+def _is_abandoned(entry: Path) -> bool:
+    match = _TEMPORARY.match(entry.name)
+    if match is None:
+        return False
+    if match["host"] == _HOST:
+        if int(match["pid"]) == os.getpid():
+            return match["token"] != _TOKEN
+        if not _is_alive(int(match["pid"])):
+            return True
+    return _newest_change(entry) < time.time() - _ABANDONED_AFTER_S
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _newest_change(entry: Path) -> float:
+    """Seconds since the epoch; infinity if the entry is just now being renamed or deleted."""
+    try:
+        return max(path.stat().st_mtime for path in (entry, *entry.glob("*")))
+    except FileNotFoundError:
+        return float("inf")

@@ -1,0 +1,77 @@
+"""What a finished run leaves: the sparse model, budgets per layer, summary, picture, table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from launcher import picture, report
+from launcher.files import atomic_write
+from launcher.session import Session
+from launcher.state import Progress
+from launcher.tracking import Tracker
+from sclcore import SCL, layer_budgets, weight_uses
+from sclcore.export import budgets_csv, save_sparse_model
+
+
+def write_results(session: Session, tracker: Tracker, progress: Progress) -> None:
+    """Write everything into the run's folder and show it. Rank 0 only."""
+    recipe, model, optimizer = session.recipe, session.model, session.optimizer
+    folder = recipe.folder
+    masks = optimizer.masks() if isinstance(optimizer, SCL) else None
+    size, channels = recipe.data.image_size, session.manifest.image.channels
+    uses = weight_uses(model, torch.empty(1, channels, size, size))
+    budgets = layer_budgets(model, uses, masks)
+    live, connections = (sum(getattr(b, key) for b in budgets) for key in ("live", "connections"))
+    summary = {
+        "name": recipe.name,
+        "method": recipe.method.name,
+        "top1": progress.results["val/top1"],
+        "top5": progress.results["val/top5"],
+        "density": live / connections,
+        "live": live,
+        "connections": connections,
+        "macs": sum(b.macs for b in budgets),
+        "macs_dense": sum(b.macs_dense for b in budgets),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "mask_hash": optimizer.mask_hash() if isinstance(optimizer, SCL) else None,
+        "epochs": recipe.optim.epochs,
+        "train_seconds": progress.seconds,
+        "world_size": session.world.world_size,
+    }
+    save_sparse_model(
+        model,
+        folder / "model.safetensors",
+        masks=masks,
+        metadata={
+            "model": recipe.model.name,
+            "density": summary["density"],
+            "top1": summary["top1"],
+        },
+    )
+    atomic_write(folder / "layers.csv", budgets_csv(budgets))
+    artifacts = {
+        "sparse model" if masks else "model": folder / "model.safetensors",
+        "metrics": folder / "metrics.jsonl",
+        "layers": folder / "layers.csv",
+        "picture": folder / "summary.png",
+        "recipe": folder / "recipe.yaml",
+        "checkpoints": folder / "checkpoints",
+    }
+    tracker.summary(summary | {"artifacts": {key: str(path) for key, path in artifacts.items()}})
+    picture.draw(folder)
+    report.show(folder)
+    _say_how_to_sync(tracker)
+
+
+def _say_how_to_sync(tracker: Tracker) -> None:
+    command = tracker.sync_command
+    if command:
+        print(f"W&B run, offline; to upload it: {command}", file=sys.stderr)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` has written its results."""
+    return (folder / "summary.json").exists()

@@ -1,0 +1,66 @@
+"""The folder of a run: who is writing to it, and what the run was made of."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from launcher.cluster import World
+from launcher.errors import UsageError
+from launcher.files import atomic_write
+from launcher.recipe import Recipe
+
+_PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "wandb", "numpy")
+
+
+def lock(folder: Path) -> TextIO:
+    """Make `folder` and hold it for this process, until the returned file is closed.
+
+    Raises UsageError when another process trains in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UsageError(
+            f"another process is training in {folder}: wait for it, stop it, or choose another "
+            "folder with --set run_dir=…"
+        ) from None
+    return file
+
+
+def write_provenance(folder: Path, recipe: Recipe, world: World) -> None:
+    """`recipe.yaml`, every default filled in, and `environment.json`: versions, revision, world."""
+    atomic_write(folder / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+    atomic_write(folder / "environment.json", json.dumps(environment(world), indent=2) + "\n")
+
+
+def environment(world: World) -> dict[str, Any]:
+    """Versions, git revision and world, as plain values."""
+    return {
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "git": _git_revision(),
+        "world_size": world.world_size,
+        "started_by": world.source,
+    }
+
+
+def _git_revision() -> str | None:
+    """The commit of the code, with `+` where the tree differs from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

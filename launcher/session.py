@@ -1,0 +1,125 @@
+"""What a rank trains with: recipe → model, optimizer, DeepSpeed engine, batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from data.manifest import Manifest
+from data.pipeline import ShardDataset, normalise, train_stream
+from data.plan import BatchPlan
+from launcher.cluster import World
+from launcher.engine import build_engine
+from launcher.evaluate import evaluate
+from launcher.models import create_model
+from launcher.preflight import Inputs
+from launcher.ranks import average_batch_norm
+from launcher.recipe import Recipe
+from sclcore import Scheduler
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything of a run but its progress."""
+
+    recipe: Recipe
+    world: World
+    device: torch.device
+    train_set: ShardDataset
+    val_set: ShardDataset
+    plan: BatchPlan
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: Scheduler
+    engine: Any
+    loss_function: nn.Module
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.train_set.manifest
+
+    @property
+    def total_steps(self) -> int:
+        return self.plan.steps_per_epoch * self.recipe.optim.epochs
+
+    def batches(self, step: int) -> Iterator[dict[str, Tensor]]:
+        """This rank's micro-batches from update `step` to the end of the run."""
+        epoch, start_step = divmod(step, self.plan.steps_per_epoch)
+        return train_stream(
+            self.train_set,
+            self.plan,
+            self.recipe.data,
+            start_epoch=epoch,
+            start_step=start_step,
+            epochs=self.recipe.optim.epochs,
+        )
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits [batch, classes] in float32."""
+        return self.engine(normalise(batch["image"], self.manifest.image)).float()
+
+    def evaluate(self) -> dict[str, float]:
+        """Results on the validation split, with the statistics of all ranks. Collective."""
+        average_batch_norm(self.model)
+        self.engine.eval()
+        return evaluate(
+            self.engine,
+            self.val_set,
+            self.recipe.data,
+            device=self.device,
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+        )
+
+    def masks_are_final(self, step: int) -> bool:
+        """Whether the network after update `step` has the connections it will end with."""
+        if self.recipe.method.name == "dense":
+            return True
+        return self.recipe.schedule.masks_are_final(step / self.total_steps)
+
+
+def build_session(recipe: Recipe, inputs: Inputs, world: World, device: torch.device) -> Session:
+    """Build model, optimizer and engine; the same initial weights on every rank. Collective."""
+    seed_everything(recipe.seed)
+    plan = inputs.plan(recipe, world.world_size, world.rank)
+    channels, size = inputs.manifest.image.channels, recipe.data.image_size
+    model = create_model(
+        recipe.model, num_classes=len(inputs.manifest.classes), in_chans=channels
+    ).to(device)
+    optimizer = recipe.method.optimizer(model, recipe.optim, torch.empty(1, channels, size, size))
+    scheduler = Scheduler(optimizer, recipe.schedule)
+    engine = build_engine(
+        model,
+        optimizer,
+        global_batch_size=plan.global_batch_size,
+        accumulation=plan.accumulation,
+        clip_grad_norm=recipe.optim.clip_grad_norm,
+        config=recipe.engine,
+    )
+    return Session(
+        recipe=recipe,
+        world=world,
+        device=device,
+        train_set=inputs.train,
+        val_set=inputs.val,
+        plan=plan,
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        engine=engine,
+        loss_function=nn.CrossEntropyLoss(label_smoothing=recipe.optim.label_smoothing),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that initial weights, dropout or a library may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

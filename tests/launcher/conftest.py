@@ -1,0 +1,175 @@
+"""Real runs for the tests of launcher/: packed digits, a small recipe, real processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from data.pack import pack
+from data.sources import digits
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process' environment, with nothing that would make a child think it is a rank."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in LAUNCHER_VARIABLES and not key.startswith(("SLURM", "WANDB", "COLUMNS"))
+    }
+    return kept | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | more
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 200) -> tuple[int, str]:
+    """Exit code and output; a process that outlives `timeout` fails the test."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill_group(process)
+        output, _ = process.communicate()
+        pytest.fail(f"still running after {timeout} s:\n{output[-5000:]}")
+    return process.returncode, output
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """End `process` and all below it, whatever session they are in."""
+    try:
+        below = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        below = []
+    for child in below:
+        child.kill()
+    process.kill()
+
+
+def processes_of(run_dir: Path) -> list[psutil.Process]:
+    """Every process that has the run's folder among its arguments."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(run_dir) in part for part in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 120, what: str = "") -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout} s in vain: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scikit-learn's digits, packed."""
+    folder = tmp_path_factory.mktemp("digits")
+    pack(digits(), folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of seconds in which masks die early and keep changing until they freeze.
+
+    Group norm, so that a network does not depend on how its batch is cut over ranks.
+    """
+    values = {
+        "name": "small",
+        "model": {"name": "small_convnet", "kwargs": {"width": 8, "norm": "group"}},
+        "data": {
+            "path": str(shards),
+            "image_size": 8,
+            "augment": "crop",
+            "crop_padding": 1,
+            "eval_crop_ratio": 1.0,
+        },
+        "method": {"name": "scl", "lam": 0.3, "mask_lr": 0.008},
+        "optim": {"global_batch_size": 96, "epochs": 8, "lr": 0.05},
+        "schedule": {"freeze_masks_at": 0.6},
+        "tracking": {"wandb": "off", "log_every": 5},
+    }
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def launch(command: list[str], **more: str) -> subprocess.Popen[str]:
+    """Start `command` at the root of the checkout; the caller sees to its end."""
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """`start(command, **environment)` → a process, which does not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(command: list[str], **more: str) -> subprocess.Popen[str]:
+        started.append(launch(command, **more))
+        return started[-1]
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            kill_group(process)
+            process.wait()
+
+
+def scl(*arguments: str | Path) -> list[str]:
+    """The command line of `scl`."""
+    return [sys.executable, "-m", "launcher.cli", *map(str, arguments)]
+
+
+def train(recipe: Path, run_dir: Path, *settings: str, ranks: int = 2) -> list[str]:
+    """The command line of `scl train` into `run_dir`."""
+    command = scl("train", "--recipe", recipe, "--ranks", str(ranks), "--set", f"run_dir={run_dir}")
+    for setting in settings:
+        command += ["--set", setting]
+    return command
+
+
+def run_ranks(
+    start: Start, recipe: Path, run_dir: Path, *settings: str, ranks: int
+) -> list[tuple[int, str]]:
+    """Start the ranks by hand, as srun does; returns (code, output) of each."""
+    command = [sys.executable, "-m", "launcher.train", "--recipe", str(recipe)]
+    for setting in (f"run_dir={run_dir}", *settings):
+        command += ["--set", setting]
+    port = free_port()
+    processes = [
+        start(
+            command,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(ranks),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in range(ranks)
+    ]
+    return [finish(process) for process in processes]

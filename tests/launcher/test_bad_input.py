@@ -1,0 +1,128 @@
+"""What cannot work is refused: one sentence, exit code 2, nothing written, no process left."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from launcher import cli
+from tests.launcher.conftest import Start, finish, processes_of, run_ranks, train
+
+REFUSED = {
+    "no data": (["data.path={tmp}/none"], "there is no folder .*none/train; pack a data set"),
+    "unknown key": (["method.lambda=1"], "unknown key 'method.lambda'; did you mean 'lam'"),
+    "negative lam": (["method.lam=-1"], "method.lam: .*greater than or equal to 0, not -1"),
+    "indivisible batch": (
+        ["optim.global_batch_size=65"],
+        "global_batch_size 65 cannot be divided among 2 ranks; the nearest possible: 64 or 66",
+    ),
+    "batch too large": (
+        ["optim.global_batch_size=2000"],
+        "1437 samples, fewer than one global batch of 2000 .*at most 1432",
+    ),
+    "too many workers": (
+        ["data.workers=99"],
+        "99 data workers per rank cannot all be fed: .*use at most 14 workers",
+    ),
+    "unknown model": (["model.name=resnet5"], "timm knows no model 'resnet5'; did you mean"),
+    "model kwargs": (["model.kwargs.wings=2"], "cannot be built with kwargs .*wings"),
+    "image size": (
+        ["model.name=vit_tiny_patch16_224"],
+        "does not take images of 1×8×8",
+    ),
+    "unknown layer": (["method.exclude=[head]"], "'head' matches no layer"),
+    "no such checkpoint": (["checkpoint.resume={tmp}/none"], "none"),
+}
+
+
+def assert_refused(code: int, output: str, sentence: str, run_dir: Path) -> None:
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert code == 2, output
+    assert len(errors) == 1, output
+    assert re.search(sentence, errors[0]), errors[0]
+    assert "Traceback" not in output
+    assert not run_dir.exists(), "something was written"
+    assert processes_of(run_dir) == []
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_scl_train_refuses(
+    case: str, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings, sentence = REFUSED[case]
+    run_dir = tmp_path / "run"
+    command = train(recipe, run_dir, *(s.replace("{tmp}", str(tmp_path)) for s in settings))
+    code = cli.main(command[3:])
+    output = "".join(capfd.readouterr())
+    assert_refused(code, output, sentence, run_dir)
+
+
+def test_a_refusal_as_the_shell_sees_it(recipe: Path, tmp_path: Path, start: Start) -> None:
+    run_dir = tmp_path / "run"
+    code, output = finish(start(train(recipe, run_dir, "method.lamb=1")))
+    assert_refused(code, output, "unknown key 'method.lamb'; did you mean 'lam'", run_dir)
+    assert len(output.splitlines()) == 1
+
+
+def test_a_manifest_that_disagrees_with_its_shards(
+    recipe: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(shards, broken)
+    shard = broken / "train" / "shard-000003.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    run_dir = tmp_path / "run"
+    code = cli.main(train(recipe, run_dir, f"data.path={broken}")[3:])
+    assert_refused(code, "".join(capfd.readouterr()), "shard-000003.tar", run_dir)
+
+
+def test_a_checkpoint_of_another_recipe_or_other_data(
+    recipe: Path, shards: Path, tmp_path: Path, start: Start, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    [(code, output)] = run_ranks(start, recipe, run_dir, "optim.epochs=1", ranks=1)
+    assert code == 0, output
+    before = sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*"))
+    for setting, sentence in (
+        ("method.lam=0.7", "belongs to another recipe: method.lam is 0.7 here and 0.3 there"),
+        ("seed=3", "belongs to another recipe: seed is 3 here and 0 there"),
+    ):
+        assert cli.main(train(recipe, run_dir, "optim.epochs=1", setting)[3:]) == 2
+        assert sentence in capfd.readouterr().err
+    other = tmp_path / "other"
+    shutil.copytree(shards, other)
+    manifest = json.loads((other / "train" / "manifest.json").read_text())
+    manifest["dataset"] = "other digits"
+    (other / "train" / "manifest.json").write_text(json.dumps(manifest))
+    assert cli.main(train(recipe, run_dir, "optim.epochs=1", f"data.path={other}")[3:]) == 2
+    assert "was trained on other data" in capfd.readouterr().err
+    assert sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*")) == before
+
+
+def test_a_rank_started_by_hand_refuses_too(recipe: Path, tmp_path: Path, start: Start) -> None:
+    run_dir = tmp_path / "run"
+    results = run_ranks(start, recipe, run_dir, "optim.global_batch_size=65", ranks=2)
+    assert [code for code, _ in results] == [2, 2]
+    assert_refused(*results[0], "nearest possible: 64 or 66", run_dir)
+    assert results[1][1].strip() == "", "one rank speaks for all"
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["eval", "{tmp}/none"], "holds no recipe.yaml"),
+        (["report", "{tmp}/none"], "There is no run folder|there is no run folder"),
+        (["pack", "imagefolder", "{tmp}/none", "--out", "{tmp}/out"], "there is no folder"),
+        (["pack", "torchvision", "Nothing", "--out", "{tmp}/out"], "'Nothing' is unknown"),
+        (["pack", "index", "{tmp}/none"], "there is no folder"),
+    ],
+)
+def test_other_commands_refuse(
+    command: list[str], sentence: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main([part.replace("{tmp}", str(tmp_path)) for part in command])
+    assert_refused(code, "".join(capfd.readouterr()), sentence, tmp_path / "out")

@@ -1,0 +1,171 @@
+"""The textbook form of SCL, written without a line of sclcore: the reference it must agree with.
+
+Explicit leaves w and m per layer, an autograd function for H(m) whose backward is the proxy's,
+the network evaluated at v = w ⊙ H(m) through `functional_call`; loops instead of views. Slow and
+plain on purpose. Source: Tang et al., arXiv 2201.05020, and DESIGN.md §1.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+EPSILON = 1e-12
+
+
+def slope(proxy: str, m: Tensor) -> Tensor:
+    """φ'(m) as the definitions give it."""
+    one, zero = torch.ones_like(m), torch.zeros_like(m)
+    if proxy == "identity":
+        return one
+    if proxy == "leaky_relu":
+        return torch.where(m > 0, one, 0.1 * one)
+    if proxy == "softplus":
+        return 1 / (1 + torch.exp(-m))
+    if proxy == "relu":
+        return torch.where(m > 0, one, zero)
+    if proxy == "clipped":
+        return torch.where(m > 0, torch.where(m <= 1, one, zero), zero)
+    raise AssertionError(proxy)
+
+
+class _UnitStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, m: Tensor, proxy: str) -> Tensor:
+        ctx.save_for_backward(m)
+        ctx.proxy = proxy
+        return torch.where(m > 0, torch.ones_like(m), torch.zeros_like(m))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (m,) = ctx.saved_tensors
+        return grads[0] * slope(ctx.proxy, m), None
+
+
+def unit_step(m: Tensor, proxy: str) -> Tensor:
+    return _UnitStep.apply(m, proxy)  # type: ignore[return-value]
+
+
+def features(module: nn.Module, attribute: str) -> list[tuple[Any, ...]]:
+    """The index of each output feature of a weight, one by one."""
+    weight = getattr(module, attribute)
+    if isinstance(module, nn.ConvTranspose2d):
+        inputs = module.in_channels // module.groups
+        outputs = module.out_channels // module.groups
+        return [
+            (slice(g * inputs, (g + 1) * inputs), o)
+            for g in range(module.groups)
+            for o in range(outputs)
+        ]
+    return [(o,) for o in range(weight.shape[0])]
+
+
+def connections_of(model: nn.Module) -> dict[str, list[tuple[Any, ...]]]:
+    """Name → indices of the features, of each tensor of connections."""
+    found = {}
+    for prefix, module in model.named_modules():
+        dot = f"{prefix}." if prefix else ""
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            found[f"{dot}weight"] = features(module, "weight")
+        if isinstance(module, nn.MultiheadAttention):
+            found[f"{dot}in_proj_weight"] = features(module, "in_proj_weight")
+    return found
+
+
+class Textbook:
+    """SCL with SGD, from ∂L/∂w and ∂L/∂m as autograd gives them for explicit w and m."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        lam: float,
+        mask_lr: float,
+        momentum: float,
+        mask_momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+        proxy: str,
+        normalize: str,
+        costs: Mapping[str, float],
+        mask_init: float = 1.0,
+    ) -> None:
+        self.model = copy.deepcopy(model)
+        self.lr, self.lam, self.mask_lr = lr, lam, mask_lr
+        self.momentum, self.mask_momentum = momentum, mask_momentum
+        self.weight_decay, self.nesterov = weight_decay, nesterov
+        self.proxy, self.normalize, self.costs = proxy, normalize, costs
+        self.features = connections_of(model)
+        self.w: dict[str, Tensor] = {}
+        self.m: dict[str, Tensor] = {}
+        self.dense: dict[str, Tensor] = {}
+        for name, p in model.named_parameters():
+            leaf = p.detach().clone().requires_grad_()
+            if name in self.features:
+                self.w[name] = leaf
+                self.m[name] = torch.full_like(leaf, mask_init).requires_grad_()
+            else:
+                self.dense[name] = leaf
+        self.velocity = {n: torch.zeros_like(t) for n, t in {**self.w, **self.dense}.items()}
+        self.mask_velocity = {n: torch.zeros_like(t) for n, t in self.m.items()}
+
+    def effective(self) -> dict[str, Tensor]:
+        """All parameters of the network as it computes: v for connections, the rest as they are."""
+        v = {n: self.w[n] * unit_step(self.m[n], self.proxy) for n in self.w}
+        return {**v, **self.dense}
+
+    def step(self, loss_of: Callable[[Callable[..., Tensor]], Tensor]) -> float:
+        """`loss_of(forward)` evaluates the loss; `forward` is the network at the present w, m."""
+        parameters = self.effective()
+        loss = loss_of(lambda *x: torch.func.functional_call(self.model, parameters, x))
+        leaves = [*self.w.values(), *self.m.values(), *self.dense.values()]
+        grads = torch.autograd.grad(loss, leaves)
+        n = len(self.w)
+        grad_w = dict(zip(self.w, grads[:n], strict=True))
+        grad_m = dict(zip(self.m, grads[n : 2 * n], strict=True))
+        grad_dense = dict(zip(self.dense, grads[2 * n :], strict=True))
+        # The cost of all connections, differentiated through the same proxy.
+        total = sum((self.costs[k] * unit_step(m, self.proxy).sum() for k, m in self.m.items()))
+        assert isinstance(total, Tensor)
+        grad_cost = dict(
+            zip(self.m, torch.autograd.grad(total, list(self.m.values())), strict=True)
+        )
+        with torch.no_grad():
+            for name, w in self.w.items():
+                self._sgd(name, w, grad_w[name], self.weight_decay)
+            for name, p in self.dense.items():
+                decay = self.weight_decay if p.ndim > 1 else 0.0
+                self._sgd(name, p, grad_dense[name], decay)
+            for name, m in self.m.items():
+                direction = self._normalised(name, grad_m[name]) + self.lam * grad_cost[name]
+                velocity = self.mask_momentum * self.mask_velocity[name] + direction
+                self.mask_velocity[name] = velocity
+                m.sub_(self.mask_lr * velocity)
+        return float(loss.detach())
+
+    def _normalised(self, name: str, grad: Tensor) -> Tensor:
+        if self.normalize == "none":
+            return grad
+        if self.normalize == "layer":
+            return grad / (_rms(grad) + EPSILON)
+        result = torch.full_like(grad, math.nan)
+        for index in self.features[name]:
+            result[index] = grad[index] / (_rms(grad[index]) + EPSILON)
+        assert not result.isnan().any(), "a connection belongs to no feature"
+        return result
+
+    def _sgd(self, name: str, p: Tensor, grad: Tensor, weight_decay: float) -> None:
+        grad = grad + weight_decay * p
+        velocity = self.momentum * self.velocity[name] + grad
+        self.velocity[name] = velocity
+        p.sub_(self.lr * (grad + self.momentum * velocity if self.nesterov else velocity))
+
+
+def _rms(values: Tensor) -> Tensor:
+    return (values * values).mean().sqrt()
