@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/digits_scl
+# Two ranks need two GPUs; with one, they run on the CPU.
+ON_CPU := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c GPU)),DS_ACCELERATOR=cpu)
 
 .PHONY: demo test lint figures clean-demo
 
 demo: .venv/.installed
 	$(BIN)/scl pack digits --out runs/data/digits
-	# Two ranks need two GPUs; with one, they run on the CPU.
-	if [ "$$(nvidia-smi -L 2>/dev/null | grep -c GPU)" = 1 ]; then export DS_ACCELERATOR=cpu; fi; \
-	$(BIN)/scl train --recipe recipes/digits_scl.yaml
+	$(ON_CPU) $(BIN)/scl train --recipe recipes/digits_scl.yaml
 
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -25,11 +25,12 @@ clean-demo:
 	rm -rf $(RUN)
 
 .venv/.installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("SCL needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 …" if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit("SCL needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 …" if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
+	@echo "setting up .venv, 5.5 GB, once: a few minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable .
+	@touch $@
 
 .venv/.installed-dev: pyproject.toml .venv/.installed
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
-	touch $@
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@touch $@

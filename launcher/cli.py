@@ -32,7 +32,7 @@ Under Slurm:         sbatch slurm/resnet50_scl.sh
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand. Exit codes: 0 done, 2 usage, 1 failed, 128 + n stopped by signal n."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     # After parsing: --help must not wait for torch.
     from data.errors import DataError
     from launcher.checkpoint import CheckpointError
@@ -153,7 +153,7 @@ def _say_packed(folder: Path, manifest: Manifest) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scl",
         description="Sparse Connectivity Learning: networks that choose their connections.",

@@ -24,6 +24,7 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 from torch import Tensor
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.errors import DataError
 from launcher import finish, state
@@ -189,7 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         world = find_world()
         world.export()
-        return run_rank(load_recipe(options.recipe, options.overrides), world)
+        with logging_redirect_tqdm():
+            return run_rank(load_recipe(options.recipe, options.overrides), world)
     except (UsageError, DataError, CheckpointError, RunError) as error:
         # All ranks come to the same verdict; one says it.
         if world is None or world.is_main:

