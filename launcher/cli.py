@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.arguments import add_recipe_options
+from launcher.terminal import say
 
 if TYPE_CHECKING:
     from data.manifest import Manifest
@@ -42,10 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except (UsageError, DataError, CheckpointError, ReportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 1
 
 
@@ -71,10 +72,9 @@ def _train(options: argparse.Namespace) -> int:
     start = find_start(recipe, inputs.manifest)
     steps = inputs.plan(recipe, recipe.engine.ranks, 0).steps_per_epoch * recipe.optim.epochs
     if start is not None and start.step >= steps and is_finished(recipe.folder):
-        print(
+        say(
             f"{recipe.folder} is finished; choose another folder with --set run_dir=… to train "
-            "again",
-            file=sys.stderr,
+            "again"
         )
         report.show(recipe.folder)
         return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from launcher import picture, report
 from launcher.files import atomic_write
 from launcher.session import Session
 from launcher.state import Progress
+from launcher.terminal import say
 from launcher.tracking import Tracker
 from sclcore import SCL, layer_budgets, weight_uses
 from sclcore.export import budgets_csv, save_sparse_model
@@ -69,7 +69,7 @@ def write_results(session: Session, tracker: Tracker, progress: Progress) -> Non
 def _say_how_to_sync(tracker: Tracker) -> None:
     command = tracker.sync_command
     if command:
-        print(f"W&B run, offline; to upload it: {command}", file=sys.stderr)
+        say(f"W&B run, offline; to upload it: {command}")
 
 
 def is_finished(folder: Path) -> bool:

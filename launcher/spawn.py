@@ -16,6 +16,7 @@ import torch
 from launcher.cluster import free_port
 from launcher.engine import accelerator
 from launcher.errors import UsageError
+from launcher.terminal import say
 
 _TRAIN = Path(__file__).with_name("train.py")
 
@@ -51,10 +52,9 @@ def train_on_ranks(ranks: int, arguments: Sequence[str]) -> int:
         code = process.wait()
     if code > 128 + signal.NSIG or code < 0:
         number = 256 - code if code > 0 else -code
-        print(
+        say(
             f"error: a rank was killed by {signal.Signals(number).name} (out of memory, if nobody "
-            "sent it); the others were ended; the same command continues from the last checkpoint",
-            file=sys.stderr,
+            "sent it); the others were ended; the same command continues from the last checkpoint"
         )
         return 1
     return code

@@ -1,181 +1,28 @@
-"""The training loop, top to bottom. One rank of a run; the launchers start as many as asked.
+"""One rank of a run: the program that every launcher starts, one process per GPU or CPU rank.
 
-deepspeed --num_accelerators 2 --no_local_rank launcher/train.py --recipe recipes/….yaml
-torchrun --nproc_per_node 2 launcher/train.py --recipe recipes/….yaml
-srun python -m launcher.train --recipe recipes/….yaml
+    deepspeed --num_accelerators 2 --no_local_rank launcher/train.py --recipe recipes/….yaml
+    torchrun --nproc_per_node 2 launcher/train.py --recipe recipes/….yaml
+    srun python -m launcher.train --recipe recipes/….yaml
+
+Each data worker imports this module anew, as Python's multiprocessing does with a main module:
+whatever is imported here at the top costs its time and memory once per worker.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
-import signal
 import sys
-import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     # Started as a file: the packages of the repository are beside this one.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from torch import Tensor
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from data.errors import DataError
-from launcher import finish, state
 from launcher.arguments import add_recipe_options
-from launcher.checkpoint import Checkpoint, CheckpointError
-from launcher.cluster import World, find_world
-from launcher.engine import process_group
-from launcher.errors import RunError, UsageError
-from launcher.monitor import Monitor
-from launcher.preflight import find_start, open_inputs
-from launcher.ranks import StopSignal, from_main
-from launcher.recipe import Recipe, load_recipe
-from launcher.run_folder import lock, write_provenance
-from launcher.session import Session, build_session
-from launcher.tracking import Tracker
-
-
-def train(session: Session, start: Checkpoint | None) -> int:
-    """Train to the end, or until a signal. Returns the exit code: 0, or 128 + signal number."""
-    recipe, steps_per_epoch = session.recipe, session.plan.steps_per_epoch
-    stop = StopSignal()
-    progress = state.restore(start, session)
-    tracker = open_tracker(session, progress)
-    monitor = Monitor(session, tracker)
-    saver = state.Saver(session, tracker)
-    batches = session.batches(progress.step)
-    exit_code = 1
-    try:
-        for epoch in range(progress.step // steps_per_epoch, recipe.optim.epochs):
-            monitor.start_epoch(epoch, done=progress.step % steps_per_epoch)
-            session.engine.train()
-            while progress.step < (epoch + 1) * steps_per_epoch:
-                if signal_number := stop.agreed():
-                    saver.save(progress)
-                    say_stopped(session, signal_number, progress.step)
-                    exit_code = 128 + signal_number
-                    return exit_code
-                train_step(session, batches, progress, monitor)
-                if monitor.skipped_in_a_row >= recipe.engine.max_skipped_steps:
-                    saver.save(progress)
-                    raise RunError(
-                        f"the gradient was not finite {monitor.skipped_in_a_row} updates in a row; "
-                        f"the last good state is saved in {saver.folder}. Lower optim.lr, or set "
-                        "optim.clip_grad_norm"
-                    )
-            progress.results = session.evaluate()
-            monitor.end_epoch(epoch, progress.step, progress.results)
-            if (
-                epoch + 1
-            ) % recipe.checkpoint.every_epochs == 0 or epoch + 1 == recipe.optim.epochs:
-                saver.save(progress, comparable=session.masks_are_final(progress.step))
-        if tracker is not None:
-            finish.write_results(session, tracker, progress)
-        exit_code = 0
-        return exit_code
-    finally:
-        if tracker is not None:
-            tracker.close(exit_code)
-
-
-def train_step(
-    session: Session,
-    batches: Iterator[dict[str, Tensor]],
-    progress: state.Progress,
-    monitor: Monitor,
-) -> None:
-    """One update from one global batch, in as many micro-batches as the plan says. Collective."""
-    began, data_wait = time.perf_counter(), 0.0
-    session.scheduler.set_progress(progress.step / session.total_steps)
-    monitor.before_step(progress.step)
-    for micro_step in range(session.plan.accumulation):
-        waiting = time.perf_counter()
-        batch = {k: v.to(session.device, non_blocking=True) for k, v in next(batches).items()}
-        data_wait += time.perf_counter() - waiting
-        logits = session.forward(batch)
-        loss = session.loss_function(logits, batch["label"])
-        session.engine.backward(loss)
-        monitor.after_micro_batch(loss, logits, batch)
-        if micro_step + 1 < session.plan.accumulation:
-            session.engine.step()
-    # At the boundary DeepSpeed has averaged the gradient over all ranks: all come to one verdict.
-    grads = [p.grad for p in session.model.parameters() if p.grad is not None]
-    grad_norm = float(torch.nn.utils.get_total_norm(grads))
-    skipped = not math.isfinite(grad_norm)
-    if skipped:
-        # Without gradients an optimizer's step changes nothing.
-        session.optimizer.zero_grad(set_to_none=True)
-    session.engine.step()
-    progress.step += 1
-    progress.seconds += time.perf_counter() - began
-    monitor.after_step(progress.step, grad_norm=grad_norm, data_wait=data_wait, skipped=skipped)
-
-
-def open_tracker(session: Session, progress: state.Progress) -> Tracker | None:
-    """The tracker on rank 0, None elsewhere; says there what is about to be trained."""
-    if not session.world.is_main:
-        return None
-    recipe, plan = session.recipe, session.plan
-    tracker = Tracker(
-        recipe.folder,
-        recipe.tracking,
-        run_name=recipe.name,
-        recipe=recipe.as_dict(),
-        resume_step=progress.step,
-        wandb_id=progress.wandb_id,
-    )
-    progress.wandb_id = tracker.wandb_id
-    say(
-        f"{recipe.name}: {recipe.model.name}, {recipe.method.name}, {plan.samples:,} samples; "
-        f"{plan.world_size} rank(s) × {plan.accumulation} × {plan.micro_batch_size} = batch "
-        f"{plan.global_batch_size}; {recipe.optim.epochs} epochs × {plan.steps_per_epoch} steps"
-    )
-    if plan.dropped:
-        say(f"the last, incomplete batch of each epoch is left out: {plan.dropped} samples")
-    if progress.step:
-        say(f"continues at step {progress.step:,} of {session.total_steps:,}")
-    return tracker
-
-
-def say_stopped(session: Session, signal_number: int, step: int) -> None:
-    if session.world.is_main:
-        say(
-            f"stopped by {signal.Signals(signal_number).name} at step {step:,} of "
-            f"{session.total_steps:,}; saved in {session.recipe.folder}; the same command "
-            "continues from there"
-        )
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def run_rank(recipe: Recipe, world: World) -> int:
-    """One rank, from a recipe to an exit code."""
-    inputs = open_inputs(recipe, world.world_size)
-    start, folder_lock = None, None
-    if world.is_main:
-        start = find_start(recipe, inputs.manifest)
-        folder_lock = lock(recipe.folder)
-    try:
-        with process_group(world, recipe.engine) as device:
-            start = from_main(start)
-            if world.is_main:
-                write_provenance(recipe.folder, recipe, world)
-            return train(build_session(recipe, inputs, world, device), start)
-    except DataError as error:
-        # What is wrong with the data was refused before; this broke while it was being read.
-        raise RuntimeError(str(error)) from error
-    finally:
-        if folder_lock is not None:
-            folder_lock.close()
+from launcher.terminal import say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -186,6 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_recipe_options(parser)
     options = parser.parse_args(arguments)
+
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from data.errors import DataError
+    from launcher.checkpoint import CheckpointError
+    from launcher.cluster import find_world
+    from launcher.errors import RunError, UsageError
+    from launcher.loop import run_rank
+    from launcher.recipe import load_recipe
+
     world = None
     try:
         world = find_world()
@@ -208,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def is_lost_connection(error: Exception) -> bool:
     """Whether a collective failed because a peer is gone: an effect, never the first cause."""
+    import torch.distributed
+
     if isinstance(error, torch.distributed.DistBackendError):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error)

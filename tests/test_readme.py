@@ -33,7 +33,7 @@ def test_the_two_lines_in_ones_own_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(256, 64, generator=generator)
     labels = images[:, :10].argmax(1)
-    names = {"batches": [(images, labels)] * 400}
+    names = {"batches": [(images, labels)] * 1000}
     exec(code[0], names)
     model, live = names["model"], names["live"]
     assert isinstance(model, torch.nn.Module) and isinstance(live, int)

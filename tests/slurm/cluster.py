@@ -165,13 +165,15 @@ class Slurm:
         return wait_for(ended, timeout, f"job {job} to end")
 
     def wait_requeued(self, job: str, timeout: float) -> None:
-        """Wait until a job is in the queue again, and let it start without Slurm's two minutes."""
+        """Wait until a job is in the queue again, and spare it Slurm's two minutes there."""
 
         def pending() -> bool:
             fields = self.show("job", job)
             return fields["JobState"] == "PENDING" and fields["Restarts"] != "0"
 
         wait_for(pending, timeout, f"job {job} to be requeued")
+        # At once, a node could take it for the run that has just ended, and refuse it: it tells
+        # them apart by whole seconds.
         self.call("scontrol", "update", f"jobid={job}", "StartTime=now+2")
 
     def ranks(self, job: str) -> list[psutil.Process]:

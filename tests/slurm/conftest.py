@@ -32,15 +32,19 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def submit(slurm: Slurm, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Submit:
-    """Submits the packaged script on two nodes; all jobs write below one folder."""
-    return Submit(slurm, digits, tmp_path_factory.mktemp("jobs"))
-
-
-@pytest.fixture(scope="session")
-def undisturbed(submit: Submit) -> Submitted:
+def undisturbed(
+    slurm: Slurm, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Submitted]:
     """A job that was let run to its end."""
-    # Submitted by a rank of something else, whose place in the world is not to be inherited.
-    job = submit(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    job.wait_end("COMPLETED")
-    return job
+    with Submit(slurm, digits, tmp_path_factory.mktemp("undisturbed")) as submit:
+        # Submitted by a rank of something else, whose place in the world is not to be inherited.
+        job = submit(variables={"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"})
+        job.wait_end("COMPLETED")
+        yield job
+
+
+@pytest.fixture
+def submit(slurm: Slurm, digits: Path, tmp_path: Path) -> Iterator[Submit]:
+    """Submits the packaged script on two nodes; runs and logs come into the test's own folder."""
+    with Submit(slurm, digits, tmp_path) as submit:
+        yield submit

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,31 +64,38 @@ class Submitted:
         wait_for(training, PATIENCE_S, "training to begin")
 
 
-@dataclass(frozen=True)
 class Submit:
-    """`sbatch` of the packaged script, or of it from another checkout."""
+    """`sbatch` of the packaged script, as a context at whose end nothing submitted goes on."""
 
-    slurm: Slurm
-    digits: Path
-    folder: Path
+    def __init__(self, slurm: Slurm, digits: Path, folder: Path) -> None:
+        self.slurm = slurm
+        self._digits, self._folder = digits, folder
+        self._jobs: list[str] = []
+
+    def __enter__(self) -> Submit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for job in self._jobs:
+            # Most have ended, which scancel calls an error.
+            with contextlib.suppress(SlurmError):
+                self.slurm.call("scancel", job)
 
     def __call__(
-        self, *options: str, checkout: Path = ROOT, settings: tuple[str, ...] = (), **variables: str
+        self, *options: str, checkout: Path = ROOT, variables: Mapping[str, str] | None = None
     ) -> Submitted:
-        overrides = [f"--set {shlex.quote(setting)}" for setting in (*SETTINGS, *settings)]
+        """Submit from the folder `checkout`; `variables` win over those that make it the digits."""
+        folder = self._folder
         environment = {
             **ON_CPU,
             "SCL_RECIPE": RECIPE,
-            "SCL_DATA": str(self.digits),
-            "SCL_RUNS": str(self.folder),
+            "SCL_DATA": str(self._digits),
+            "SCL_RUNS": str(folder),
             "SCL_VENV": sys.prefix,
-            "SCL_ARGS": " ".join(overrides),
-            **variables,
+            "SCL_ARGS": " ".join(f"--set {setting}" for setting in SETTINGS),
+            **(variables or {}),
         }
-        log = f"--output={self.folder}/%A.log"
-        job = self.slurm.submit(
-            SCRIPT, *TWO_NODES, log, *options, cwd=checkout, variables=environment
-        )
-        return Submitted(
-            self.slurm, job, self.folder / f"resnet50_scl-{job}", self.folder / f"{job}.log"
-        )
+        options = (*TWO_NODES, f"--output={folder}/%j.log", *options)
+        job = self.slurm.submit(SCRIPT, *options, cwd=checkout, variables=environment)
+        self._jobs.append(job)
+        return Submitted(self.slurm, job, folder / f"resnet50_scl-{job}", folder / f"{job}.log")

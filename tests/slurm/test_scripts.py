@@ -18,8 +18,8 @@ from tests.slurm.jobs import ON_CPU, PATIENCE_S, RECIPE, ROOT, SCRIPT, SETTINGS,
 
 SCRIPTS = [*sorted((ROOT / "slurm").glob("*.sh")), ROOT / ".ci" / "run"]
 
-# A rank that says it is there, and stops when it is told to: what Slurm and the script do around
-# it needs no training.
+# A rank that says it is there, and saves when it is told to: what Slurm and the script do around it
+# needs no training.
 STUB = """
 import os, signal, sys, time
 from pathlib import Path
@@ -30,6 +30,7 @@ deadline = time.monotonic() + 100
 while not received and time.monotonic() < deadline:
     time.sleep(0.05)
 print("saved", flush=True)
+time.sleep(1)  # the other one saves as well before either is gone
 sys.exit(128 + sum(received))
 """
 
@@ -119,13 +120,21 @@ def test_a_killed_rank_ends_the_job(submit: Submit) -> None:
     wait_for(lambda: not submit.slurm.ranks(job.number), 60, "the other rank to end")
 
 
+def test_a_dead_rank_ends_ranks_that_do_not_notice(submit: Submit, tmp_path: Path) -> None:
+    job = submit_stubs(submit, tmp_path)
+    wait_up(tmp_path, 2)
+    submit.slurm.ranks(job.number)[0].kill()
+    job.wait_end("FAILED", timeout=60)
+    assert "saved" not in job.log
+
+
 @pytest.mark.parametrize(
     ("variable", "value"), [("SCL_VENV", "no/venv"), ("SCL_RECIPE", "recipes/none.yaml")]
 )
 def test_what_is_missing_is_said_before_a_rank_starts(
     submit: Submit, variable: str, value: str
 ) -> None:
-    job = submit(**{variable: value})
+    job = submit(variables={variable: value})
     assert job.wait_end("FAILED")["ExitCode"] == "2:0"
     [line] = job.log.splitlines()
     assert line.startswith(f"error: no {value}")
@@ -134,10 +143,8 @@ def test_what_is_missing_is_said_before_a_rank_starts(
 
 def test_time_running_out_requeues_this_task_of_an_array(submit: Submit, tmp_path: Path) -> None:
     slurm, job = submit.slurm, submit_stubs(submit, tmp_path, "--array=0-1", "--cpus-per-task=2")
-    others = slurm.call("squeue", "-h", "-r", "-o", "%A", "-j", job.number).split()
-    [other] = [number for number in others if number != job.number]
-    wait_up(tmp_path, job.number)
-    wait_up(tmp_path, other)
+    numbers = wait_up(tmp_path, 4)
+    [other] = numbers - {job.number}
     # The cores of a task are the step's to ask for; Slurm says whether it did.
     assert slurm.show("step", f"{job.number}.0")["TresPerTask"] == "cpu:2"
 
@@ -146,22 +153,20 @@ def test_time_running_out_requeues_this_task_of_an_array(submit: Submit, tmp_pat
     slurm.wait_requeued(job.number, PATIENCE_S)
     assert job.log.count("saved") == 2
     assert slurm.show("job", other)["JobState"] == "RUNNING"
-    slurm.call("scancel", job.number)
 
 
 @pytest.mark.parametrize(
     ("options", "variables"),
-    [(("--no-requeue",), {}), ((), {"SLURM_RESTART_COUNT": "20"})],
+    [(["--no-requeue"], {}), ([], {"SLURM_RESTART_COUNT": "20"})],
     ids=["not wanted", "too often"],
 )
 def test_time_running_out_ends_the_job_if_requeueing_is(
-    submit: Submit, tmp_path: Path, options: tuple[str, ...], variables: dict[str, str]
+    submit: Submit, tmp_path: Path, options: list[str], variables: dict[str, str]
 ) -> None:
     job = submit_stubs(submit, tmp_path, *options, **variables)
-    wait_up(tmp_path, job.number)
+    wait_up(tmp_path, 2)
     notify(submit.slurm, job)
-    fields = job.wait_end("FAILED")
-    assert fields["Restarts"] == "0"
+    assert job.wait_end("FAILED")["Restarts"] == "0"
     assert job.log.count("saved") == 2
 
 
@@ -171,12 +176,18 @@ def submit_stubs(submit: Submit, checkout: Path, *options: str, **variables: str
     (checkout / "launcher" / "__init__.py").touch()
     (checkout / "launcher" / "train.py").write_text(STUB)
     (checkout / "recipe.yaml").touch()
-    return submit(*options, checkout=checkout, SCL_RECIPE="recipe.yaml", **variables)
+    variables = {"SCL_RECIPE": "recipe.yaml", **variables}
+    return submit(*options, checkout=checkout, variables=variables)
 
 
-def wait_up(checkout: Path, job: str) -> None:
-    marks = [checkout / f"up-{job}-{rank}" for rank in range(2)]
-    wait_for(lambda: all(mark.exists() for mark in marks), PATIENCE_S, f"the ranks of job {job}")
+def wait_up(checkout: Path, ranks: int) -> set[str]:
+    """Wait until so many stubs are there; returns the numbers of their jobs."""
+
+    def up() -> list[Path] | None:
+        marks = list(checkout.glob("up-*"))
+        return marks if len(marks) == ranks else None
+
+    return {path.name.split("-")[1] for path in wait_for(up, PATIENCE_S, f"{ranks} ranks")}
 
 
 def notify(slurm: Slurm, job: Submitted) -> None:
