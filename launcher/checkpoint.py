@@ -28,12 +28,12 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from data.files import sha256_of
 from launcher.files import (
     atomic_write,
     fsync_dir,
     remove_leftovers,
     remove_tree,
-    sha256_file,
     temporary_beside,
 )
 
@@ -356,7 +356,7 @@ def _file_problem(path: Path, expected: _File, read_content: bool) -> str | None
         size = path.stat().st_size
         if size != expected.bytes:
             return f"{path.name} has {size} bytes instead of {expected.bytes}"
-        if read_content and sha256_file(path) != expected.sha256:
+        if read_content and sha256_of(path) != expected.sha256:
             return f"{path.name} does not match its SHA-256"
     except FileNotFoundError:
         return f"{path.name} is missing"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -11,6 +10,8 @@ import shutil
 import socket
 import time
 from pathlib import Path
+
+import psutil
 
 _HOST = socket.gethostname().replace("-", "_")
 # Tells this process from a dead one that had the same host name and pid (in containers, pid 1).
@@ -57,12 +58,6 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     fsync_dir(path.parent)
 
 
-def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of the file's content. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def remove_tree(path: Path) -> None:
     """Delete folder `path`; killed half-way, it is gone under its own name all the same."""
     doomed = temporary_beside(path)
@@ -95,19 +90,9 @@ def _is_abandoned(entry: Path) -> bool:
     if match["host"] == _HOST:
         if int(match["pid"]) == os.getpid():
             return match["token"] != _TOKEN
-        if not _is_alive(int(match["pid"])):
+        if not psutil.pid_exists(int(match["pid"])):
             return True
     return _newest_change(entry) < time.time() - _ABANDONED_AFTER_S
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _newest_change(entry: Path) -> float:

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class StopSignal:
 
     def agreed(self) -> int | None:
         """The highest signal number any rank received, the same on all ranks; None if none did."""
-        if self._received is None and self._parent and not _is_running(self._parent):
+        if self._received is None and self._parent and not psutil.pid_exists(self._parent):
             self._received = signal.SIGTERM
         flag = torch.tensor([self._received or 0])
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
@@ -108,13 +109,3 @@ def _numpy_state() -> tuple[Any, ...]:
     name, keys, *rest = np.random.get_state()
     # As a tensor, so that a checkpoint loads without unpickling code.
     return (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

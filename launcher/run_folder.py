@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import importlib.metadata
 import json
@@ -39,9 +40,12 @@ def lock(folder: Path) -> TextIO:
 
 
 def write_provenance(folder: Path, recipe: Recipe, world: World) -> None:
-    """`recipe.yaml`, every default filled in, and `environment.json`: versions, revision, world."""
+    """`recipe.yaml`, every default filled in, and a line of `environment.jsonl` for this start."""
     atomic_write(folder / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
-    atomic_write(folder / "environment.json", json.dumps(environment(world), indent=2) + "\n")
+    path = folder / "environment.jsonl"
+    before = path.read_text() if path.exists() else ""
+    started = {"started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    atomic_write(path, f"{before}{json.dumps(started | environment(world))}\n")
 
 
 def environment(world: World) -> dict[str, Any]:

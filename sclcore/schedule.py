@@ -41,7 +41,7 @@ class Schedule(BaseModel):
         default="constant", description="shape of the mask learning rate until the masks freeze"
     )
     freeze_masks_at: float = Field(
-        default=0.7, ge=0, le=1, description="progress from which the masks no longer change"
+        default=0.5, ge=0, le=1, description="progress from which the masks no longer change"
     )
 
     @model_validator(mode="after")

@@ -51,8 +51,9 @@ class Snapshot:
 
 def snapshot(optimizer: SCL, sample: int = 1_000_000) -> Snapshot:
     """Counts are exact; quantiles come from at most `sample` evenly spaced mask variables."""
-    live = {name: int(mask.sum()) for name, mask in optimizer.masks().items()}
-    sizes = {name: mask.numel() for name, mask in optimizer.masks().items()}
+    masks = optimizer.masks()
+    live = {name: int(mask.sum()) for name, mask in masks.items()}
+    sizes = {name: mask.numel() for name, mask in masks.items()}
     variables = list(optimizer.mask_variables().values())
     init = next(g["mask_init"] for g in optimizer.param_groups if g["connections"])
     if not variables:

@@ -60,13 +60,6 @@ def test_data_is_synced_before_the_rename_and_the_folder_after(
     assert seen == [("file", False), ("folder", True)]
 
 
-def test_sha256_of_a_known_content(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert files.sha256_file(tmp_path / "abc") == (
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
-
-
 def _dead_pid() -> int:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()

@@ -52,7 +52,8 @@ JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 MpiDefault=none
 SwitchType=switch/none
-JobRequeue=1
+# Requeueing must be what the job asks for.
+JobRequeue=0
 ReturnToService=2
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1

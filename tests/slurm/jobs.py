@@ -22,7 +22,7 @@ SETTINGS = ("optim.epochs=12", "method.mask_lr=0.01", "tracking.log_every=1")
 ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 TWO_NODES = (
     *("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"),
-    *("--gpus-per-node=0", "--time=5"),
+    *("--gpus-per-node=0", "--time=10"),
 )
 # Start-up takes ten seconds alone on two cores, and several times that beside other tests.
 PATIENCE_S = 120
