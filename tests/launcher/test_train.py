@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.index import SampleIndex
+from data.manifest import load_manifest
 from launcher import checkpoint
 from tests.launcher.conftest import (
     Start,
@@ -336,3 +338,35 @@ def test_one_folder_is_trained_in_by_one_run_only(
     first.send_signal(signal.SIGTERM)
     code, output = finish(first)
     assert code == 128 + signal.SIGTERM, output
+
+
+def damage(shards: Path, samples: int) -> None:
+    """Overwrite the images of the first samples of the training split, sizes unchanged."""
+    train = shards / "train"
+    index = SampleIndex.load(train / "index.npz")
+    names = [shard.name for shard in load_manifest(train).shards]
+    for sample in range(samples):
+        with (train / names[index.shard[sample]]).open("r+b") as file:
+            file.seek(int(index.offset[sample]))
+            file.write(bytes(int(index.size[sample])))
+
+
+def test_too_many_corrupt_samples_end_the_run(
+    recipe: Path, shards: Path, tmp_path: Path, start: Start
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shards, damaged)
+    damage(damaged, 5)
+    settings = (f"data.path={damaged}", "optim.epochs=2")
+    results = run_ranks(start, recipe, tmp_path / "run", *settings, ranks=2)
+    assert [code for code, _ in results] == [1, 1]
+    assert "samples could not be decoded" in results[0][1]
+    assert "data.max_corrupt_fraction allows 0.10%" in results[0][1]
+    assert "shard-000000.tar" in "".join(output for _, output in results)
+
+    settings = (*settings, "data.max_corrupt_fraction=0.01")
+    [(code, output)] = run_ranks(start, recipe, tmp_path / "tolerant", *settings, ranks=1)
+    assert code == 0, output
+    counted = [line["data/corrupt"] for line in metrics(tmp_path / "tolerant") if "lr" in line]
+    # Both epochs read the five, except where they fall into the batch that is left out.
+    assert 5 <= counted[-1] <= 10
