@@ -1,13 +1,17 @@
 """Torch's DataLoader, made safe: workers that survive the rank's signals and never die silently."""
 
+import functools
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -64,6 +68,7 @@ def load(
             "multiprocessing_context": context,
             "prefetch_factor": prefetch,
             "timeout": POLL_SECONDS,
+            "worker_init_fn": functools.partial(_end_with, os.getpid()),
         }
     loader = DataLoader(
         dataset,
@@ -94,6 +99,29 @@ def _start_forkserver() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with(rank: int, _worker: int) -> None:
+    """In a worker: leave when the process ``rank`` is gone, however it went.
+
+    Torch's own watch asks for the parent, and a worker's parent is the fork server, which in turn
+    lives as long as its workers.
+    """
+
+    def watch() -> None:
+        while _is_alive(rank):
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether ``pid`` still runs; a killed process keeps its number until its parent asks."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _watched(loader: DataLoader[Any], stuck_seconds: float) -> Iterator[Batch]:

@@ -14,6 +14,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -23,6 +24,8 @@ if __name__ == "__main__" and not __package__:
 
 from launcher.arguments import add_recipe_options
 from launcher.terminal import say
+
+_RANK_0_SPEAKS_WITHIN_S = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,9 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
         with logging_redirect_tqdm():
             return run_rank(load_recipe(options.recipe, options.overrides), world)
     except (UsageError, DataError, CheckpointError, RunError) as error:
-        # All ranks come to the same verdict; one says it.
         if world is None or world.is_main:
             say(f"error: {error}")
+        else:
+            # All ranks come to the same verdict and rank 0 says it; then the launcher ends this
+            # one. Unless only this one is in trouble: its node may lack the data.
+            time.sleep(_RANK_0_SPEAKS_WITHIN_S)
+            say(f"error: rank {world.rank}: {error}")
         return 1 if isinstance(error, RunError) else 2
     except Exception as error:
         where = f"rank {world.rank}" if world else "this process"
@@ -76,7 +83,7 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code == 1:
-        # The interpreter's own exit waits for threads of collectives that will never complete.
+    if code:
+        # The interpreter's own exit waits for threads of collectives that will never complete, and
+        # for W&B's service, which a signal to all processes of a rank has ended already.
         os._exit(code)
-    sys.exit(code)

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -347,6 +348,35 @@ def test_signals_to_the_whole_group_leave_workers_alive(
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data.pipeline import DataConfig, open_split, train_stream
+from data.plan import BatchPlan
+
+if __name__ == "__main__":
+    cfg = DataConfig(path=Path(sys.argv[1]), image_size=8, workers=2)
+    dataset = open_split(cfg, "train")
+    plan = BatchPlan(dataset.shard_sizes, 0, 64)
+    next(stream := train_stream(dataset, plan, cfg, epochs=20))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_rank_leaves_no_process(packed_digits: Path, tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    # Whoever is below it holds the pipe open: its end is that of the last process.
+    done = subprocess.run(
+        [sys.executable, str(script), str(packed_digits)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_abandoned_stream_leaves_no_worker(packed_digits: Path) -> None:

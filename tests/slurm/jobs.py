@@ -45,6 +45,12 @@ class Submitted:
     def summary(self) -> dict[str, Any]:
         return json.loads((self.folder / "summary.json").read_text())
 
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """How each start of the run describes its world."""
+        lines = (self.folder / "environment.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
     def wait_end(self, state: str, timeout: float = PATIENCE_S) -> dict[str, str]:
         """Wait for the end, which must be `state`; returns what Slurm knows of the job."""
         fields = self.slurm.wait_end(self.number, timeout)

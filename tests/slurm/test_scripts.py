@@ -61,8 +61,8 @@ def test_two_nodes_train_one_run(undisturbed: Submitted) -> None:
     summary = undisturbed.summary
     assert summary["world_size"] == 2
     assert 0.001 < summary["density"] < 0.5, "the hash of masks that never moved compares nothing"
-    environment = json.loads((undisturbed.folder / "environment.json").read_text())
-    assert environment["started_by"] == "srun"
+    [start] = undisturbed.starts
+    assert (start["started_by"], start["world_size"]) == ("srun", 2)
     assert undisturbed.log.count("2 rank(s)") == 1
     assert "epoch  12/12" in undisturbed.log
 
@@ -103,6 +103,7 @@ def test_terminated_saves_and_requeued_goes_on(submit: Submit, undisturbed: Subm
     assert f"continues at step {stopped[1]} of 264" in job.log
     assert job.summary["mask_hash"] == undisturbed.summary["mask_hash"]
     assert job.summary["top1"] == undisturbed.summary["top1"]
+    assert len(job.starts) == 2
     tracked = [path.name for path in (job.folder / "wandb").glob("offline-run-*")]
     assert len(tracked) == 2
     assert len({name.rpartition("-")[2] for name in tracked}) == 1, "one W&B run, continued"
