@@ -115,6 +115,13 @@ def top1_at(density: float, runs: list[tuple[float, float]]) -> float:
     return float(np.interp(math.log(density), x, y))
 
 
+def cell(values: list[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    if any(math.isnan(value) for value in values):
+        return "density outside of the λ tried"
+    return f"{100 * np.mean(values):.2f} ± {100 * np.std(values):.2f} %"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="two settings, one seed, few epochs")
@@ -143,11 +150,7 @@ def main() -> None:
             ]
             cells[network] = [top1_at(DENSITY, runs) for runs in by_seed]
         table[setting] = cells
-        texts = [
-            f"{100 * np.mean(values):.2f} ± {100 * np.std(values):.2f} %"
-            for values in cells.values()
-        ]
-        print(f"| {setting} | {' | '.join(texts)} |")
+        print(f"| {setting} | {' | '.join(cell(values) for values in cells.values())} |")
     machine = (
         f"{platform.machine()}, {multiprocessing.cpu_count()} cores, torch {torch.__version__}"
     )
