@@ -132,16 +132,17 @@ def test_agrees_in_float64_with_attention(more: dict[str, Any]) -> None:
     assert revivals >= 10
 
 
+@pytest.mark.parametrize("cost", ["connections", "macs"])
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 @pytest.mark.parametrize("proxy", PROXIES)
-def test_agrees_in_float32_step_by_step(proxy: str, normalize: str) -> None:
+def test_agrees_in_float32_step_by_step(proxy: str, normalize: str, cost: str) -> None:
     """Along SCL's own training, the textbook restarts from SCL's state at each step.
 
     So rounding cannot grow into other masks, and every single step is held to rounding.
     """
-    model, optimizer, textbook = _pair(torch.float32, "macs", _options(proxy, normalize), True)
+    model, optimizer, textbook = _pair(torch.float32, cost, _options(proxy, normalize), True)
     batches = mixed_batches(torch.float32)
-    for step in range(60):  # past the first deaths; each step is compared on its own
+    for step in range(200):
         batch = batches[step % len(batches)]
         textbook.step(_loss_on(batch))
         _scl_step(model, optimizer, batch)
