@@ -165,8 +165,8 @@ class SCL(Optimizer):
                 if isinstance(value, Tensor):
                     self.state[p][key] = value.detach().to(p.device, copy=True)
         for _, p in self._connections():
-            if "mask" in self.state[p]:
-                self._write_parameter(p)
+            if "mask" in (state := self.state[p]):
+                p.detach().copy_(torch.where(unit_step(state["mask"]), state["weight"], 0.0))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -233,19 +233,19 @@ class SCL(Optimizer):
 
     def _step_connections(self, group: dict[str, Any], index: int, p: Tensor) -> None:
         state = self.state[p] or self._start(group, p)
-        weight, mask = state["weight"], state["mask"]
+        weight = state["weight"]
         grad = p.grad.to(weight.dtype)  # type: ignore[union-attr]
-        live = unit_step(mask)
+        live = unit_step(state["mask"])
         # Both gradients are taken at the present w and m, before either of them moves.
-        weight_grad = grad * live
+        weight_grad = torch.where(live, grad, 0.0)
         mask_grad = grad * weight if group["mask_lr"] else None
         buffers = [state.get("momentum_buffer")]
         _sgd(group, [weight], [weight_grad], buffers)
         if buffers[0] is not None:
             state["momentum_buffer"] = buffers[0]
         if mask_grad is not None:
-            self._step_mask(group, index, state, mask_grad, live)
-        self._write_parameter(p)
+            live = self._step_mask(group, index, state, mask_grad, live)
+        p.detach().copy_(torch.where(live, weight, 0.0))
 
     def _step_mask(
         self,
@@ -254,36 +254,42 @@ class SCL(Optimizer):
         state: dict[str, Tensor],
         mask_grad: Tensor,
         live: Tensor,
-    ) -> None:
-        """m ← m − lr_m · momentum(ĝ + λ · c · φ'(m)), with ĝ the normalised ∂L/∂m."""
-        mask = state["mask"]
+    ) -> Tensor:
+        """m ← m − lr_m · momentum(ĝ + λ · c · φ'(m)), with ĝ the normalised ∂L/∂m.
+
+        Takes G ⊙ w, which it overwrites, and H(m) before the step; returns H(m) after it.
+        """
+        mask, name = state["mask"], group["names"][index]
+        if "mask_momentum_buffer" not in state:
+            state["mask_momentum_buffer"] = torch.zeros_like(mask)
+        buffer = state["mask_momentum_buffer"].mul_(group["mask_momentum"])
         derivative = get_proxy(group["proxy"]).derivative
         slope = derivative(mask) if derivative else None
         if slope is not None:
             mask_grad.mul_(slope)
         view, dims = feature_view(mask.shape, group["transposed_groups"][index])
         by_feature = mask_grad.view(view)
-        square = by_feature.square().mean(dims, keepdim=True)
-        divisor = _divisor(group["normalize"], square)
-        if divisor is not None:
-            by_feature.div_(divisor)
+        rms = _rms(by_feature, dims)
+        divisor = _divisor(group["normalize"], rms)
+        if divisor is None:
+            buffer.add_(mask_grad)
+        else:
+            buffer.view(view).addcdiv_(by_feature, divisor)
         price = group["lam"] * group["costs"][index]
         if slope is None:
-            mask_grad.add_(price)
+            buffer.add_(price)
         else:
-            mask_grad.add_(slope, alpha=price)
-        buffer = state.setdefault("mask_momentum_buffer", torch.zeros_like(mask))
-        buffer.mul_(group["mask_momentum"]).add_(mask_grad)
+            buffer.add_(slope, alpha=price)
         mask.add_(buffer, alpha=-group["mask_lr"])
-        name = group["names"][index]
-        if _keep_at_least(group["min_connections"], mask):
+        now = unit_step(mask)
+        if int(torch.count_nonzero(now)) < min(group["min_connections"], mask.numel()):
+            now = _keep_best(group["min_connections"], mask)
             self.held_layers.append(name)
         if self.observing:
-            before = square.sqrt().flatten()
-            after = before if divisor is None else (square.sqrt() / divisor).flatten()
-            now = unit_step(mask)
+            after = rms if divisor is None else rms / divisor
             flips, revivals = int((now != live).sum()), int((now & ~live).sum())
-            self.observations[name] = Observation(flips, revivals, before, after)
+            self.observations[name] = Observation(flips, revivals, rms.flatten(), after.flatten())
+        return now
 
     def _start(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
@@ -291,10 +297,6 @@ class SCL(Optimizer):
         state["weight"] = p.detach().to(dtype, copy=True)
         state["mask"] = torch.full_like(state["weight"], group["mask_init"])
         return state
-
-    def _write_parameter(self, p: Tensor) -> None:
-        state = self.state[p]
-        p.detach().copy_(state["weight"] * unit_step(state["mask"]))
 
 
 def _sgd(
@@ -317,21 +319,27 @@ def _sgd(
         )
 
 
-def _divisor(normalize: str, square: Tensor) -> Tensor | None:
-    """What the mask gradient is divided by; `square` is its mean square per feature, viewed so."""
+def _rms(by_feature: Tensor, dims: list[int]) -> Tensor:
+    """Root mean square of each feature, kept in the shape of the view."""
+    count = math.prod(by_feature.shape[d] for d in dims)
+    norm = (
+        torch.linalg.vector_norm(by_feature, dim=dims, keepdim=True) if dims else by_feature.abs()
+    )
+    return norm / math.sqrt(count)
+
+
+def _divisor(normalize: str, rms: Tensor) -> Tensor | None:
+    """What the mask gradient is divided by; `rms` is that of each feature."""
     if normalize == "none":
         return None
-    return (square if normalize == "feature" else square.mean()).sqrt().add(_EPS)
+    return (rms if normalize == "feature" else rms.square().mean().sqrt()) + _EPS
 
 
-def _keep_at_least(count: int, mask: Tensor) -> bool:
-    """Raise the best mask variables above 0 where fewer than `count` are; true if it had to."""
-    count = min(count, mask.numel())
-    if int(unit_step(mask).sum()) >= count:
-        return False
-    best = torch.unravel_index(mask.flatten().topk(count).indices, mask.shape)
+def _keep_best(count: int, mask: Tensor) -> Tensor:
+    """Raise the best `count` mask variables above 0; returns H(m)."""
+    best = torch.unravel_index(mask.flatten().topk(min(count, mask.numel())).indices, mask.shape)
     mask[best] = mask[best].clamp(min=torch.finfo(mask.dtype).tiny)
-    return True
+    return unit_step(mask)
 
 
 def _validate(group: dict[str, Any]) -> None:
