@@ -37,7 +37,7 @@ class Monitor:
         self._log_every = session.recipe.tracking.log_every
         self._samples = session.plan.samples
         self._max_corrupt_fraction = session.recipe.data.max_corrupt_fraction
-        self._health = MaskHealth()
+        self._health = MaskHealth(session.recipe.schedule.freeze_masks_at)
         self._bar: tqdm | None = None
         self._held: set[str] = set()
         self._seen = 0.0

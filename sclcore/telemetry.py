@@ -97,9 +97,11 @@ class MaskHealth:
     """Watches a run for the known ways in which learning a connectivity fails.
 
     `check` returns new warnings, each once per run (per layer for `layer-collapse`), as
-    "name: sentence".
+    "name: sentence". `freeze_at` is the progress from which masks are final (`Schedule`): what has
+    to have happened by half-time is judged by half of the time in which masks are learned.
     """
 
+    freeze_at: float = 1.0
     _seen: set[str] = field(default_factory=set)
     _early_revivals: float | None = None
 
@@ -112,52 +114,57 @@ class MaskHealth:
         revivals: float | None = None,
     ) -> list[str]:
         """`revivals`: masks that came to life in one recent step, while masks are learned."""
-        found: list[tuple[str, str]] = []
-        for layer in held_layers or []:
-            found.append(
-                (
-                    f"layer-collapse {layer}",
-                    f"layer-collapse: {layer} lost its last connections; min_connections keeps the "
-                    f"{shot.live[layer]} best of {shot.connections[layer]}. Lower lam, or add the "
-                    "layer to exclude.",
-                )
-            )
-        if progress <= _COLLAPSE_WITHIN and shot.density < 0.5:
-            found.append(
-                (
-                    "lambda-too-large",
-                    f"lambda-too-large: {1 - shot.density:.0%} of the connections vanished within "
-                    f"the first {progress:.1%} of the run. Lower lam or mask_lr.",
-                )
-            )
-        if progress >= 0.5 and shot.density >= _UNMOVED_SHARE and shot.quantiles[0] > _NEAR:
-            found.append(
-                (
-                    "nothing-moving",
-                    f"nothing-moving: half the run is over and {shot.density:.1%} of the "
-                    f"connections are live, 95 % of the mask variables above "
-                    f"{shot.quantiles[0]:.2g}. Raise lam or mask_lr.",
-                )
-            )
-        if revivals is not None:
-            found += self._flicker(progress, shot, revivals)
-        fresh = [(key, text) for key, text in found if key not in self._seen]
-        self._seen.update(key for key, _ in fresh)
-        return [text for _, text in fresh]
+        learned = progress / self.freeze_at if self.freeze_at else 1.0
+        found = {
+            "lambda-too-large": self._too_large(progress, shot),
+            "nothing-moving": self._unmoved(learned, progress, shot),
+            "flicker": self._flicker(learned, progress, shot, revivals),
+        }
+        found |= {
+            f"layer-collapse {name}": self._collapse(name, shot) for name in held_layers or []
+        }
+        fresh = {key: text for key, text in found.items() if text and key not in self._seen}
+        self._seen.update(fresh)
+        return list(fresh.values())
 
-    def _flicker(self, progress: float, shot: Snapshot, revivals: float) -> list[tuple[str, str]]:
+    def _collapse(self, layer: str, shot: Snapshot) -> str:
+        return (
+            f"layer-collapse: {layer} lost its last connections; min_connections keeps the "
+            f"{shot.live[layer]} best of {shot.connections[layer]}. Lower lam, or add the layer to "
+            "exclude."
+        )
+
+    def _too_large(self, progress: float, shot: Snapshot) -> str | None:
+        if progress > _COLLAPSE_WITHIN or shot.density >= 0.5:
+            return None
+        return (
+            f"lambda-too-large: {1 - shot.density:.0%} of the connections vanished within the "
+            f"first {progress:.1%} of the run. Lower lam or mask_lr."
+        )
+
+    def _unmoved(self, learned: float, progress: float, shot: Snapshot) -> str | None:
+        settled = shot.density < _UNMOVED_SHARE or shot.quantiles[0] <= _NEAR
+        if not self.freeze_at or learned < 0.5 or settled:
+            return None
+        return (
+            f"nothing-moving: half of the time to learn masks is over, at {progress:.0%} of the "
+            f"run, {shot.density:.1%} of the connections are live and 95 % of the mask variables "
+            f"above {shot.quantiles[0]:.2g}. Raise lam or mask_lr."
+        )
+
+    def _flicker(
+        self, learned: float, progress: float, shot: Snapshot, revivals: float | None
+    ) -> str | None:
         """Masks that die may be λ at work; masks that keep coming back have not settled."""
+        if revivals is None:
+            return None
         share = revivals / sum(shot.connections.values())
-        if 0.1 <= progress < 0.4:
+        if 0.1 <= learned < 0.4:
             self._early_revivals = max(self._early_revivals or 0.0, share)
         early = self._early_revivals
-        if progress < 0.5 or early is None or share < max(early, _FLICKER_SHARE):
-            return []
-        return [
-            (
-                "flicker",
-                f"flicker: {share:.2%} of the masks came back in one step at {progress:.0%} of the "
-                f"run, no fewer than early on ({early:.2%}). Lower mask_lr, or freeze masks "
-                "earlier.",
-            )
-        ]
+        if learned < 0.5 or early is None or share < max(early, _FLICKER_SHARE):
+            return None
+        return (
+            f"flicker: {share:.2%} of the masks came back in one step at {progress:.0%} of the "
+            f"run, no fewer than early on ({early:.2%}). Lower mask_lr, or freeze masks earlier."
+        )
