@@ -5,7 +5,7 @@ RUN := runs/digits_scl
 # Two ranks need two GPUs; with one, they run on the CPU.
 ON_CPU := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c GPU)),DS_ACCELERATOR=cpu)
 
-.PHONY: demo test lint figures clean-demo
+.PHONY: demo test figures clean-demo
 
 demo: .venv/.installed
 	$(BIN)/scl pack digits --out runs/data/digits
