@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.optim import Optimizer
 
+from data.plan import BatchPlan
 from launcher.cluster import World
 from launcher.errors import UsageError
 
@@ -99,9 +100,8 @@ def process_group(world: World, config: EngineConfig) -> Iterator[torch.device]:
 def build_engine(
     model: nn.Module,
     optimizer: Optimizer,
+    plan: BatchPlan,
     *,
-    global_batch_size: int,
-    accumulation: int,
     clip_grad_norm: float | None,
     config: EngineConfig,
 ) -> Any:
@@ -112,11 +112,10 @@ def build_engine(
     """
     import deepspeed
 
-    micro_batch = global_batch_size // (dist.get_world_size() * accumulation)
     settings = {
-        "train_batch_size": global_batch_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": plan.global_batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation,
         # Left out, DeepSpeed clips at 1.0; 0 is no clipping.
         "gradient_clipping": clip_grad_norm or 0.0,
         "zero_optimization": {"stage": 0},

@@ -56,9 +56,8 @@ def train(session: Session, start: Checkpoint | None) -> int:
                     )
             progress.results = session.evaluate()
             monitor.end_epoch(epoch, progress.step, progress.results)
-            if (
-                epoch + 1
-            ) % recipe.checkpoint.every_epochs == 0 or epoch + 1 == recipe.optim.epochs:
+            done = epoch + 1
+            if done % recipe.checkpoint.every_epochs == 0 or done == recipe.optim.epochs:
                 saver.save(progress, comparable=session.masks_are_final(progress.step))
         if tracker is not None:
             finish.write_results(session, tracker, progress)

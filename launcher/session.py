@@ -98,8 +98,7 @@ def build_session(recipe: Recipe, inputs: Inputs, world: World, device: torch.de
     engine = build_engine(
         model,
         optimizer,
-        global_batch_size=plan.global_batch_size,
-        accumulation=plan.accumulation,
+        plan,
         clip_grad_norm=recipe.optim.clip_grad_norm,
         config=recipe.engine,
     )

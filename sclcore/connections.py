@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,22 +43,17 @@ def find_connections(model: nn.Module, exclude: Sequence[str] = ()) -> list[Conn
     often than not. Frozen parameters and weights tied to something that is no connection (an
     embedding, say) stay dense too. Biases and norm parameters are never connections.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
     tied = _owned_elsewhere(model)
     matched: set[str] = set()
     found: dict[int, Connection] = {}
-    for module_name, module in model.named_modules():
-        for attribute, groups in _connection_attributes(module):
-            parameter = getattr(module, attribute, None)
-            if not isinstance(parameter, nn.Parameter):
-                continue
-            name = names[id(parameter)]
-            if isinstance(parameter, UninitializedParameter):
-                raise ValueError(f"{name} has no shape yet: run one forward pass first")
-            hits = [p for p in exclude if _matches(p, module_name) or _matches(p, name)]
-            matched.update(hits)
-            if not hits and parameter.requires_grad and id(parameter) not in tied:
-                found.setdefault(id(parameter), Connection(name, parameter, groups))
+    for layer in _layers(model):
+        name, parameter = layer.weight.name, layer.weight.parameter
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name} has no shape yet: run one forward pass first")
+        hits = [p for p in exclude if _matches(p, layer.module_name) or _matches(p, name)]
+        matched.update(hits)
+        if not hits and parameter.requires_grad and id(parameter) not in tied:
+            found.setdefault(id(parameter), layer.weight)
     unmatched = [pattern for pattern in exclude if pattern not in matched]
     if unmatched:
         raise ValueError(
@@ -123,15 +118,11 @@ def weight_uses(model: nn.Module, example_input: Any) -> dict[str, float]:
     layer called several times, counts each use. The MACs of a layer are uses × live connections.
     """
     uses: dict[str, float] = defaultdict(float)
-    names = {id(p): name for name, p in model.named_parameters()}
     handles = []
-    for module in model.modules():
-        for attribute, _ in _connection_attributes(module):
-            parameter = getattr(module, attribute, None)
-            if isinstance(parameter, nn.Parameter):
-                # While the functional call runs, the attribute is a meta stand-in: bind the name.
-                hook = _count_uses(uses, names[id(parameter)], attribute)
-                handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    for layer in _layers(model):
+        # While the functional call runs, the attribute is a meta stand-in: bind the name.
+        hook = _count_uses(uses, layer.weight.name, layer.attribute)
+        handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     modes = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -180,30 +171,21 @@ def layer_budgets(
     masks every connection counts as live.
     """
     masks = masks or {}
-    budgets = []
-    names = {id(p): name for name, p in model.named_parameters()}
-    seen: set[str] = set()
-    for module in model.modules():
-        for attribute, _ in _connection_attributes(module):
-            parameter = getattr(module, attribute, None)
-            if not isinstance(parameter, nn.Parameter) or names[id(parameter)] in seen:
-                continue
-            name = names[id(parameter)]
-            seen.add(name)
-            total = parameter.numel()
-            live = int(masks[name].sum()) if name in masks else total
-            used = uses.get(name, 0.0)
-            budgets.append(
-                LayerBudget(
-                    name,
-                    tuple(parameter.shape),
-                    total,
-                    live,
-                    macs_dense=round(used * total),
-                    macs=round(used * live),
-                )
-            )
-    return budgets
+    budgets: dict[str, LayerBudget] = {}
+    for layer in _layers(model):
+        name, parameter = layer.weight.name, layer.weight.parameter
+        total = parameter.numel()
+        live = int(masks[name].sum()) if name in masks else total
+        used = uses.get(name, 0.0)
+        budgets[name] = LayerBudget(
+            name,
+            tuple(parameter.shape),
+            total,
+            live,
+            macs_dense=round(used * total),
+            macs=round(used * live),
+        )
+    return list(budgets.values())
 
 
 def feature_view(shape: Sequence[int], transposed_groups: int) -> tuple[tuple[int, ...], list[int]]:
@@ -216,6 +198,24 @@ def feature_view(shape: Sequence[int], transposed_groups: int) -> tuple[tuple[in
         view = (g, shape[0] // g, *shape[1:])
         return view, [1, *range(3, len(view))]
     return tuple(shape), list(range(1, len(shape)))
+
+
+class _Layer(NamedTuple):
+    module_name: str
+    module: nn.Module
+    attribute: str
+    weight: Connection
+
+
+def _layers(model: nn.Module) -> Iterator[_Layer]:
+    """Every place of `model` that holds connections; a shared weight comes once for each."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    for module_name, module in model.named_modules():
+        for attribute, groups in _connection_attributes(module):
+            parameter = getattr(module, attribute, None)
+            if isinstance(parameter, nn.Parameter):
+                weight = Connection(names[id(parameter)], parameter, groups)
+                yield _Layer(module_name, module, attribute, weight)
 
 
 def _connection_attributes(module: nn.Module) -> Iterable[tuple[str, int]]:
