@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -25,7 +26,7 @@ if __name__ == "__main__" and not __package__:
 from launcher.arguments import add_recipe_options
 from launcher.terminal import say
 
-_RANK_0_SPEAKS_WITHIN_S = 10
+_OTHERS_END_WITHIN_S = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,13 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             # All ranks come to the same verdict and rank 0 says it; then the launcher ends this
             # one. Unless only this one is in trouble: its node may lack the data.
-            time.sleep(_RANK_0_SPEAKS_WITHIN_S)
+            time.sleep(_OTHERS_END_WITHIN_S)
             say(f"error: rank {world.rank}: {error}")
         return 1 if isinstance(error, RunError) else 2
     except Exception as error:
         where = f"rank {world.rank}" if world else "this process"
         if is_lost_connection(error):
             say(f"{where} ends because another rank did: {str(error).splitlines()[0]}")
+            # Launchers report the first to end. That must be the rank that broke: it is gone
+            # already, but a launcher that looks once a second could see this one before it.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(_OTHERS_END_WITHIN_S)
         else:
             say(f"error: {where} failed:\n{traceback.format_exc()}")
         return 1
