@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
+from sclcore.geometry import parse_n_m
+
 _OPTIONS = {
     *("lr", "lam", "mask_lr", "momentum", "mask_momentum", "nesterov", "weight_decay"),
-    *("proxy", "normalize", "mask_init", "min_connections"),
+    *("proxy", "normalize", "mask_init", "min_connections", "mask_dtype"),
 }
 _QUERY_PROJECTIONS = ("in_proj_weight", "q_proj_weight")
 _ATTENTION_PROJECTIONS = (*_QUERY_PROJECTIONS, "k_proj_weight", "v_proj_weight")
@@ -68,6 +70,8 @@ def connection_groups(
     exclude: Sequence[str] = (),
     cost: str = "connections",
     example_input: Any = None,
+    granularity: str | Mapping[str, str] = "weight",
+    n_m: str | Mapping[str, str] | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Parameter groups for `SCL`: connections first, then whatever stays dense.
@@ -78,8 +82,15 @@ def connection_groups(
     connections, so that λ keeps its meaning. `options` (lam, mask_lr, proxy …) go to the group of
     connections. Biases and norm parameters get `weight_decay: 0`, as is the custom of the field.
 
-    Raises ValueError when the model has no connections, `cost` is unknown or lacks its input, or an
-    option is none of SCL's.
+    `granularity` is what lives or dies together: each `weight`, each `kernel` of a convolution (the
+    k × k weights between two channels), or all weights of an output `feature`. `n_m`, such as
+    `"2:4"`, allows at most N live ones among every M neighbours of the flattened fan-in. Either may
+    be a mapping from patterns (as in `exclude`) to values, of which the last match counts; layers
+    without a match have the granularity weight and no N:M.
+
+    Raises ValueError when the model has no connections, `cost` is unknown or lacks its input, a
+    pattern matches nothing, or an option is none of SCL's; SCL itself when a layer cannot have the
+    granularity or N:M it was given.
     """
     unknown = sorted(options.keys() - _OPTIONS)
     if unknown:
@@ -90,6 +101,8 @@ def connection_groups(
             "the model has no connections to learn: no trainable Linear, Conv, ConvTranspose or "
             "attention projection is left after `exclude`"
         )
+    granularities = _for_each(model, connections, "granularity", granularity, "weight")
+    patterns = _for_each(model, connections, "n_m", n_m, None)
     learned = {id(c.parameter) for c in connections}
     rest = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in learned]
     groups: list[dict[str, Any]] = [
@@ -98,6 +111,8 @@ def connection_groups(
             "connections": True,
             "transposed_groups": [c.transposed_groups for c in connections],
             "costs": _costs(model, connections, cost, example_input),
+            "granularity": granularities,
+            "n_m": [parse_n_m(text) if text else None for text in patterns],
             **options,
         }
     ]
@@ -188,18 +203,6 @@ def layer_budgets(
     return list(budgets.values())
 
 
-def feature_view(shape: Sequence[int], transposed_groups: int) -> tuple[tuple[int, ...], list[int]]:
-    """How to see a weight by output features: (shape to view it in, dimensions of one feature).
-
-    Reducing the viewed tensor over those dimensions with keepdim gives one number per feature.
-    """
-    if transposed_groups:
-        g = transposed_groups
-        view = (g, shape[0] // g, *shape[1:])
-        return view, [1, *range(3, len(view))]
-    return tuple(shape), list(range(1, len(shape)))
-
-
 class _Layer(NamedTuple):
     module_name: str
     module: nn.Module
@@ -240,6 +243,31 @@ def _owned_elsewhere(model: nn.Module) -> set[int]:
             if name not in ours
         )
     return held
+
+
+def _for_each(
+    model: nn.Module,
+    connections: list[Connection],
+    option: str,
+    value: str | Mapping[str, str] | None,
+    default: str | None,
+) -> list[Any]:
+    """The value of a per-layer option for each of `connections`."""
+    if value is None or isinstance(value, str):
+        return [value or default] * len(connections)
+    modules = {layer.weight.name: layer.module_name for layer in _layers(model)}
+    found, matched = [], set()
+    for connection in connections:
+        own = (connection.name, modules[connection.name])
+        hits = [p for p in value if any(_matches(p, name) for name in own)]
+        matched.update(hits)
+        found.append(value[hits[-1]] if hits else default)
+    unmatched = [pattern for pattern in value if pattern not in matched]
+    if unmatched:
+        raise ValueError(
+            f"{option} pattern {unmatched[0]!r} matches no layer with connections of this model"
+        )
+    return found
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -14,37 +14,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
-from sclcore.connections import feature_view
-from sclcore.step import get_proxy, unit_step
+from sclcore.geometry import geometry_of
+from sclcore.guard import keep_layers_alive, may_die
+from sclcore.holdings import Holdings, check_alike
+from sclcore.observe import Observation, observe
+from sclcore.passes import first_pass, normalisers, options_of, reaches, second_pass, total_norm
+from sclcore.shards import Shard, check_shards
+from sclcore.step import get_proxy
+from sclcore.update import NO_CUTS, live, write
 
 NORMALIZATIONS = ("feature", "layer", "none")
-
-# Below this a feature's gradient is nothing but zeros: it only keeps 0 / 0 from being NaN.
-_EPS = 1e-12
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What one observed step did to one layer.
-
-    `flips` is the number of masks that changed, `revivals` that of those which came to life.
-    `rms_before` and `rms_after` are the root mean squares of the mask gradient per output feature,
-    before and after normalisation.
-    """
-
-    flips: int
-    revivals: int
-    rms_before: Tensor
-    rms_after: Tensor
+MASK_DTYPES = ("float32", "bfloat16")
 
 
 class SCL(Optimizer):
@@ -71,13 +60,21 @@ class SCL(Optimizer):
             paper), over the `layer`, or `none`.
         mask_init: initial value of every mask variable.
         min_connections: each layer keeps at least that many; the best-scored ones stay.
+        mask_dtype: precision of m and its momentum; `bfloat16` saves 4 bytes per weight and rounds
+            at random, so that small steps count on average.
 
     State per connection tensor, all of the tensor's shape: `weight` (w), `mask` (m),
-    `momentum_buffer`, `mask_momentum_buffer`; kept in float32 for parameters of lower precision.
+    `momentum_buffer`, `mask_momentum_buffer`; in float32 where the parameter has less (double stays
+    double). Where `granularity` is coarser than a weight, all elements of a unit have the same m.
+
+    Under FSDP2 the state is sharded like the parameters, and under ZeRO like its flat tensors
+    (`set_shards`); each step then has one small all-reduce, and `masks`, `mask_variables`,
+    `live_connections`, `mask_hash` and steps with `observing` are collective.
 
     A step whose gradient is not finite changes nothing and is counted in `skipped_steps`.
     After each step `grad_norm` holds the 2-norm of G over all parameters, and `held_layers` the
-    names of the layers that `min_connections` kept from dying in that step.
+    names of the layers that `min_connections` kept from dying in that step. Where state is sharded,
+    `connections_before` has the live connections of each tensor when that step began.
     """
 
     def __init__(
@@ -95,6 +92,7 @@ class SCL(Optimizer):
         normalize: str = "feature",
         mask_init: float = 1.0,
         min_connections: int = 1,
+        mask_dtype: str = "float32",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -108,13 +106,10 @@ class SCL(Optimizer):
             "normalize": normalize,
             "mask_init": mask_init,
             "min_connections": min_connections,
+            "mask_dtype": mask_dtype,
             "connections": False,
         }
-        self.skipped_steps = 0
-        self.grad_norm = math.nan
-        self.held_layers: list[str] = []
-        self.observing = False
-        self.observations: dict[str, Observation] = {}
+        self._reset()
         super().__init__(params, defaults)
         if not any(group["connections"] for group in self.param_groups):
             raise ValueError(
@@ -122,16 +117,25 @@ class SCL(Optimizer):
                 "model.parameters()"
             )
 
+    def _reset(self) -> None:
+        """What is no part of the state: it starts anew in a copy of the optimizer."""
+        self.skipped_steps = 0
+        self.grad_norm = math.nan
+        self.held_layers: list[str] = []
+        self.connections_before: dict[str, int] = {}
+        self.observing = False
+        self.observations: dict[str, Observation] = {}
+        self._process_group: dist.ProcessGroup | None = None
+        self._held: Holdings | None = None
+
     def __getstate__(self) -> dict[str, Any]:
         kept = ("skipped_steps", "grad_norm", "observing", "held_layers", "observations")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "skipped_steps" not in self.__dict__:
+            self._reset()
         super().__setstate__(state)
-        for name, value in (("skipped_steps", 0), ("grad_norm", math.nan), ("observing", False)):
-            self.__dict__.setdefault(name, value)
-        self.__dict__.setdefault("held_layers", [])
-        self.__dict__.setdefault("observations", {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; with `connections: True` its tensors start with every connection live."""
@@ -139,17 +143,28 @@ class SCL(Optimizer):
         group = self.param_groups[-1]
         try:
             _validate(group)
+            if group["connections"]:
+                self._complete(group)
         except ValueError:
             self.param_groups.pop()
             raise
-        if group["connections"]:
-            size = len(group["params"])
-            group.setdefault("costs", [1.0] * size)
-            group.setdefault("transposed_groups", [0] * size)
-            first = sum(len(g["params"]) for g in self.param_groups[:-1])
-            numbers = [f"param{first + i}" for i in range(size)]
-            # Not "param_names": torch wants that in all groups or in none.
-            group.setdefault("names", group.get("param_names", numbers))
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        """What a group of connections must say of each of its tensors, where it was left out."""
+        size = len(group["params"])
+        first = sum(len(g["params"]) for g in self.param_groups[:-1])
+        numbers = [f"param{first + i}" for i in range(size)]
+        # Not "param_names": torch wants that in all groups or in none.
+        group.setdefault("names", group.get("param_names", numbers))
+        group.setdefault("costs", [1.0] * size)
+        group.setdefault("transposed_groups", [0] * size)
+        group.setdefault("granularity", ["weight"] * size)
+        group.setdefault("n_m", [None] * size)
+        group.setdefault("shapes", [tuple(p.shape) for p in group["params"]])
+        group.setdefault("draws", 0)
+        check_alike(group)
+        for place, shape in enumerate(group["shapes"]):
+            geometry_of(group, place, shape)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but latent state keeps its own precision where the parameter has less.
@@ -164,9 +179,31 @@ class SCL(Optimizer):
             for key, value in saved.get(index, {}).items():
                 if isinstance(value, Tensor):
                     self.state[p][key] = value.detach().to(p.device, copy=True)
-        for _, p in self._connections():
-            if "mask" in (state := self.state[p]):
-                p.detach().copy_(torch.where(unit_step(state["mask"]), state["weight"], 0.0))
+        self.write_weights()
+
+    @torch.no_grad()
+    def write_weights(self) -> None:
+        """Set every connection's parameter to w ⊙ H(m), after state was loaded or changed."""
+        held = self._hold()
+        blocks = held.exchange.new_blocks() if held.exchange else [{}] * len(held.pieces)
+        for piece, neighbours in zip(held.pieces, blocks, strict=True):
+            write(piece, live(piece, neighbours))
+
+    def set_shards(
+        self, shards: Mapping[int, Sequence[Shard]], process_group: dist.ProcessGroup
+    ) -> None:
+        """Declare that groups have become one flat tensor each, of which ranks hold slices.
+
+        `shards` says, for the number of a group, what lies where in this rank's flat tensor. Sums
+        over features are completed over `process_group`. FSDP2 needs no such declaration.
+
+        Raises ValueError when a shard fits neither the tensor it names nor the flat one.
+        """
+        for number, parts in shards.items():
+            check_shards(self.param_groups[number], number, parts)
+            self.param_groups[number]["shards"] = list(parts)
+        self._process_group = process_group
+        self._held = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -175,31 +212,83 @@ class SCL(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._gradient_is_finite():
-            self.skipped_steps += 1
-            return loss
         self.held_layers = []
-        for group in self.param_groups:
-            if group["connections"]:
-                for index, p in enumerate(group["params"]):
-                    if p.grad is not None:
-                        self._step_connections(group, index, p)
-            else:
-                self._step_dense(group)
+        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        if any(g.is_sparse for g in grads):
+            raise RuntimeError("SCL does not support sparse gradients (an Embedding's, say)")
+        connections = [group for group in self.param_groups if group["connections"]]
+        if grads and (not connections or self._step_connections(connections)):
+            for group in self.param_groups:
+                if not group["connections"]:
+                    self._step_dense(group)
         return loss
 
+    def _step_connections(self, groups: list[dict[str, Any]]) -> bool:
+        """The update of everything with masks; False if the gradient of any rank is not finite."""
+        held = self._hold(groups)
+        reach, grads = reaches(held), held.gradients()
+        settings = options_of(held, reach)
+        norm = total_norm(self.param_groups)
+        if held.exchange is None and not self._accept(float(norm)):
+            return False
+        sums, units = first_pass(held, grads, settings)
+        cuts, layer_sums, doubtful = [NO_CUTS] * len(held.pieces), None, True
+        if held.exchange is not None:
+            known = held.exchange.complete(sums, units, held.counts, norm.square())
+            if not self._accept(math.sqrt(known.total)):
+                return False
+            sums, layer_sums, cuts = known.sums, known.layer_sums, known.cuts
+            doubtful = may_die(held, known.safe, since=held.reach)
+            self.connections_before = dict(zip(held.names, known.live, strict=True))
+        rms, divisors = normalisers(held, sums, layer_sums)
+        second_pass(held, grads, settings, divisors, cuts)
+        held.reach = reach
+        for group in groups:
+            group["draws"] += group["mask_dtype"] != "float32"
+        if doubtful:
+            self.held_layers = keep_layers_alive(held)
+        if self.observing:
+            self.observations = observe(held, rms, divisors)
+        return True
+
+    def _accept(self, grad_norm: float) -> bool:
+        self.grad_norm = grad_norm
+        self.skipped_steps += not math.isfinite(grad_norm)
+        return math.isfinite(grad_norm)
+
+    def _hold(self, groups: Sequence[dict[str, Any]] | None = None) -> Holdings:
+        """What this process holds of the groups of connections, made anew where that changed."""
+        if groups is None:
+            groups = [g for g in self.param_groups if g["connections"]]
+        if self._held is None or not self._held.is_current(groups):
+            self._held = Holdings(groups, self.state, self._process_group)
+        return self._held
+
     def masks(self) -> dict[str, Tensor]:
-        """Which connections are live: parameter name → bool tensor of the parameter's shape."""
-        return {
-            name: unit_step(self.state[p]["mask"])
-            if "mask" in self.state[p]
-            else torch.ones_like(p, dtype=torch.bool)
-            for name, p in self._connections()
-        }
+        """Which connections are live: parameter name → bool tensor of the parameter's shape.
+
+        Collective where state is sharded, and whole on every rank all the same.
+        """
+        held = self._hold()
+        blocks = held.exchange.new_blocks() if held.exchange else [{}] * len(held.pieces)
+        parts = [live(*both) for both in zip(held.pieces, blocks, strict=True)]
+        return held.gather(parts, torch.bool, missing=1)
 
     def mask_variables(self) -> dict[str, Tensor]:
-        """The mask variables m by parameter name; empty before the first step."""
-        return {n: self.state[p]["mask"] for n, p in self._connections() if "mask" in self.state[p]}
+        """The mask variables m by parameter name; empty before the first step.
+
+        Collective and in new memory where state is sharded; else the state itself.
+        """
+        if self._hold().exchange is None:
+            both = [*self._connections()]
+            return {n: self.state[p]["mask"] for n, p in both if "mask" in self.state[p]}
+        held = self._hold()
+        return held.gather([piece.mask for piece in held.pieces], torch.float32, missing=0)
+
+    def live_connections(self) -> dict[str, int]:
+        """How many connections of each tensor are live. Collective where state is sharded."""
+        held = self._hold()
+        return dict(zip(held.names, held.total_counts(), strict=True))
 
     def mask_hash(self) -> str:
         """SHA-256 of all masks: equal on all ranks, and in two runs that chose the same network."""
@@ -214,101 +303,14 @@ class SCL(Optimizer):
             if group["connections"]:
                 yield from zip(group["names"], group["params"], strict=True)
 
-    def _gradient_is_finite(self) -> bool:
-        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
-        if not grads:
-            return True
-        if any(g.is_sparse for g in grads):
-            raise RuntimeError("SCL does not support sparse gradients (an Embedding's, say)")
-        self.grad_norm = float(torch.nn.utils.get_total_norm(grads))
-        return math.isfinite(self.grad_norm)
-
     def _step_dense(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
         buffers = [self.state[p].get("momentum_buffer") for p in params]
-        _sgd(group, params, [p.grad for p in params], buffers)
-        for p, buffer in zip(params, buffers, strict=True):
-            if buffer is not None:
-                self.state[p]["momentum_buffer"] = buffer
-
-    def _step_connections(self, group: dict[str, Any], index: int, p: Tensor) -> None:
-        state = self.state[p] or self._start(group, p)
-        weight = state["weight"]
-        grad = p.grad.to(weight.dtype)  # type: ignore[union-attr]
-        live = unit_step(state["mask"])
-        # Both gradients are taken at the present w and m, before either of them moves.
-        weight_grad = torch.where(live, grad, 0.0)
-        mask_grad = grad * weight if group["mask_lr"] else None
-        buffers = [state.get("momentum_buffer")]
-        _sgd(group, [weight], [weight_grad], buffers)
-        if buffers[0] is not None:
-            state["momentum_buffer"] = buffers[0]
-        if mask_grad is not None:
-            live = self._step_mask(group, index, state, mask_grad, live)
-        p.detach().copy_(torch.where(live, weight, 0.0))
-
-    def _step_mask(
-        self,
-        group: dict[str, Any],
-        index: int,
-        state: dict[str, Tensor],
-        mask_grad: Tensor,
-        live: Tensor,
-    ) -> Tensor:
-        """m ← m − lr_m · momentum(ĝ + λ · c · φ'(m)), with ĝ the normalised ∂L/∂m.
-
-        Takes G ⊙ w, which it overwrites, and H(m) before the step; returns H(m) after it.
-        """
-        mask, name = state["mask"], group["names"][index]
-        if "mask_momentum_buffer" not in state:
-            state["mask_momentum_buffer"] = torch.zeros_like(mask)
-        buffer = state["mask_momentum_buffer"].mul_(group["mask_momentum"])
-        derivative = get_proxy(group["proxy"]).derivative
-        slope = derivative(mask) if derivative else None
-        if slope is not None:
-            mask_grad.mul_(slope)
-        view, dims = feature_view(mask.shape, group["transposed_groups"][index])
-        by_feature = mask_grad.view(view)
-        rms = _rms(by_feature, dims)
-        divisor = _divisor(group["normalize"], rms)
-        if divisor is None:
-            buffer.add_(mask_grad)
-        else:
-            buffer.view(view).addcdiv_(by_feature, divisor)
-        price = group["lam"] * group["costs"][index]
-        if slope is None:
-            buffer.add_(price)
-        else:
-            buffer.add_(slope, alpha=price)
-        mask.add_(buffer, alpha=-group["mask_lr"])
-        now = unit_step(mask)
-        if int(torch.count_nonzero(now)) < min(group["min_connections"], mask.numel()):
-            now = _keep_best(group["min_connections"], mask)
-            self.held_layers.append(name)
-        if self.observing:
-            after = rms if divisor is None else rms / divisor
-            flips, revivals = int((now != live).sum()), int((now & ~live).sum())
-            self.observations[name] = Observation(flips, revivals, rms.flatten(), after.flatten())
-        return now
-
-    def _start(self, group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
-        state = self.state[p]
-        dtype = torch.promote_types(p.dtype, torch.float32)
-        state["weight"] = p.detach().to(dtype, copy=True)
-        state["mask"] = torch.full_like(state["weight"], group["mask_init"])
-        return state
-
-
-def _sgd(
-    group: dict[str, Any],
-    params: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor | None],
-) -> None:
-    if params:
         sgd(
             params,
-            grads,
+            [p.grad for p in params],
             buffers,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -317,29 +319,9 @@ def _sgd(
             nesterov=group["nesterov"],
             maximize=False,
         )
-
-
-def _rms(by_feature: Tensor, dims: list[int]) -> Tensor:
-    """Root mean square of each feature, kept in the shape of the view."""
-    count = math.prod(by_feature.shape[d] for d in dims)
-    norm = (
-        torch.linalg.vector_norm(by_feature, dim=dims, keepdim=True) if dims else by_feature.abs()
-    )
-    return norm / math.sqrt(count)
-
-
-def _divisor(normalize: str, rms: Tensor) -> Tensor | None:
-    """What the mask gradient is divided by; `rms` is that of each feature."""
-    if normalize == "none":
-        return None
-    return (rms if normalize == "feature" else rms.square().mean().sqrt()) + _EPS
-
-
-def _keep_best(count: int, mask: Tensor) -> Tensor:
-    """Raise the best `count` mask variables above 0; returns H(m)."""
-    best = torch.unravel_index(mask.flatten().topk(min(count, mask.numel())).indices, mask.shape)
-    mask[best] = mask[best].clamp(min=torch.finfo(mask.dtype).tiny)
-    return unit_step(mask)
+        for p, buffer in zip(params, buffers, strict=True):
+            if buffer is not None:
+                self.state[p]["momentum_buffer"] = buffer
 
 
 def _validate(group: dict[str, Any]) -> None:
@@ -360,6 +342,9 @@ def _validate(group: dict[str, Any]) -> None:
         known = ", ".join(NORMALIZATIONS)
         raise ValueError(f"unknown normalize {group['normalize']!r}: choose one of {known}")
     get_proxy(group["proxy"])
-    for name in ("costs", "transposed_groups", "param_names"):
+    if group["mask_dtype"] not in MASK_DTYPES:
+        known = ", ".join(MASK_DTYPES)
+        raise ValueError(f"unknown mask_dtype {group['mask_dtype']!r}: choose one of {known}")
+    for name in ("costs", "transposed_groups", "granularity", "n_m", "param_names"):
         if name in group and len(group[name]) != len(group["params"]):
             raise ValueError(f"{name} must have one entry per parameter of its group")

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sclcore import SCL, connection_groups, layer_budgets, weight_uses
-from sclcore.connections import feature_view, find_connections
+from sclcore.connections import find_connections
 from tests.sclcore.nets import MIXED_USES, Mixed
-from tests.sclcore.oracle import connections_of
 
 
 def _names(model: nn.Module, *exclude: str) -> list[str]:
@@ -199,16 +198,6 @@ def test_cost_macs_means_the_learned_connections_only() -> None:
     sizes = [p.numel() for _, p in group["params"]]
     weighted = sum(c * n for c, n in zip(group["costs"], sizes, strict=True))
     assert weighted == pytest.approx(sum(sizes))
-
-
-def test_feature_view_reduces_to_the_output_features() -> None:
-    for module in (nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3, groups=2)):
-        connection = find_connections(module)[0]
-        weight = connection.parameter.detach()
-        view, dims = feature_view(weight.shape, connection.transposed_groups)
-        sums = weight.view(view).sum(dims).flatten()
-        expected = [weight[i].sum() for i in connections_of(module)["weight"]]
-        assert torch.allclose(sums, torch.stack(expected)) and len(sums) == 6
 
 
 # --- uses and budgets -----------------------------------------------------------------------------

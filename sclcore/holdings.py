@@ -1,0 +1,334 @@
+"""What one process holds of the connections: pieces with their state, gradients, a message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import Shard as ShardedAlong
+
+from sclcore.exchange import Exchange
+from sclcore.geometry import Geometry, geometry_of
+from sclcore.shards import Piece, flat, is_dense, keeps_features_together
+from sclcore.update import LIVE, live
+
+_KEYS = ("weight", "mask", "momentum_buffer", "mask_momentum_buffer")
+
+Group = dict[str, Any]
+State = MutableMapping[Any, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a piece comes from: memory of `param`, from element `offset` of it on."""
+
+    group: Group
+    param: Tensor
+    offset: int = 0
+
+
+class Holdings:
+    """The connections of some parameter groups, as far as they are in this process.
+
+    `tensors` are all tensors of the groups, `owners` and `places` the group of each and its index
+    there; `pieces` is what is held of them (`Piece.index` is the place in `tensors`). `exchange`
+    completes sums over ranks where tensors are sharded; it is None where they are whole. Making one
+    of sharded groups is collective.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], state: State, process_group: dist.ProcessGroup | None
+    ) -> None:
+        self._groups, self._state = list(groups), state
+        self.tensors: list[Geometry] = []
+        self.owners: list[Group] = []
+        self.places: list[int] = []
+        found: list[tuple[Piece, _Source]] = []
+        for group in groups:
+            first = len(self.tensors)
+            for place, shape in enumerate(group["shapes"]):
+                self.tensors.append(geometry_of(group, place, shape))
+                self.owners.append(group)
+                self.places.append(place)
+            found += _find_pieces(group, self.tensors[first:], first, state)
+        self.names = [tensor.name for tensor in self.tensors]
+        self.pieces = [piece for piece, _ in found]
+        self._sources = [source for _, source in found]
+        self._memory = [*_memory(self._groups, state)]
+        self.device = next((p.weight.device for p in self.pieces), torch.device("cpu"))
+        self._dtype = next((p.weight.dtype for p in self.pieces), torch.float32)
+        ranks = _ranks(groups, process_group)
+        self.exchange = Exchange(self.pieces, self.tensors, ranks, self.device) if ranks else None
+        self._describe_features()
+        self.counts = torch.zeros(len(self.tensors), 4, dtype=torch.int64, device=self.device)
+        """What the last step counted, of this rank's pieces (`sclcore.update`)."""
+        self.reach = [0.0] * len(self.tensors)
+        """The bound that those counted as safe were above."""
+        self.moved: Sequence[int] = ()
+        """The pieces whose masks the last step moved."""
+        self._count_live()
+
+    def is_current(self, groups: Sequence[Group]) -> bool:
+        """Whether the groups are the same ones and none of their memory has been replaced."""
+        same = len(groups) == len(self._groups) and all(
+            mine is other for mine, other in zip(self._groups, groups, strict=True)
+        )
+        return same and self._memory == [*_memory(self._groups, self._state)]
+
+    def gradients(self) -> dict[int, Tensor]:
+        """G of each piece that has one, flat and in the precision of its state."""
+        pairs = zip(self.pieces, self._sources, strict=True)
+        found = {i: _gradient(piece, source) for i, (piece, source) in enumerate(pairs)}
+        return {i: grad for i, grad in found.items() if grad is not None}
+
+    def zeros(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=self._dtype, device=self.device)
+
+    def cut_units(self, piece: int) -> Mapping[int, Any]:
+        """The units of a piece that other ranks hold parts of, by number."""
+        return self.exchange.cut_units[piece] if self.exchange else {}
+
+    def note(self, counted: Mapping[int, Tensor], moved: Sequence[int]) -> None:
+        """Keep what a step counted of each piece, and the pieces whose masks it moved."""
+        self.moved = moved
+        if counted:
+            tensors = torch.tensor([self.pieces[i].index for i in counted], device=self.device)
+            self.counts[tensors] = torch.stack([*counted.values()])
+
+    def total_counts(self) -> list[int]:
+        """Live connections of each tensor. Collective where tensors are sharded.
+
+        A tensor that has no state yet is wholly live.
+        """
+        live_now = self.counts[:, LIVE].clone()
+        if self.exchange is not None:
+            dist.all_reduce(live_now, group=self.exchange.group)
+            return live_now.tolist()
+        known = {piece.index for piece in self.pieces}
+        numbers = live_now.tolist()
+        return [n if i in known else self.tensors[i].numel for i, n in enumerate(numbers)]
+
+    def gather(
+        self, parts: Sequence[Tensor], dtype: torch.dtype, missing: int
+    ) -> dict[str, Tensor]:
+        """A value per element of each piece → whole tensors by name; `missing` without state.
+
+        Collective where tensors are sharded.
+        """
+        by_index = {p.index: (p, part) for p, part in zip(self.pieces, parts, strict=True)}
+        gathered = {}
+        for index, tensor in enumerate(self.tensors):
+            piece, part = by_index.get(index, (None, None))
+            if self.exchange is not None:
+                # Bytes add up everywhere; booleans do not.
+                carrier = torch.uint8 if dtype == torch.bool else dtype
+                values = torch.zeros(tensor.numel, dtype=carrier, device=self.device)
+                if piece is not None and part is not None:
+                    values[piece.start : piece.end] = part
+                dist.all_reduce(values, group=self.exchange.group)
+                gathered[tensor.name] = values.view(tensor.shape).to(dtype)
+                continue
+            param = self.owners[index]["params"][self.places[index]]
+            whole = torch.full_like(param, missing, dtype=dtype, requires_grad=False)
+            if piece is not None and part is not None:
+                whole = whole.contiguous() if piece.target is not None else whole
+                flat(whole).copy_(part)
+            gathered[tensor.name] = whole
+        return gathered
+
+    def _count_live(self) -> None:
+        blocks = self.exchange.new_blocks() if self.exchange else [{}] * len(self.pieces)
+        for piece, neighbours in zip(self.pieces, blocks, strict=True):
+            self.counts[piece.index, LIVE] = live(piece, neighbours).sum()
+
+    def _describe_features(self) -> None:
+        """Vectors over the features of all pieces: what normalisation needs of each."""
+        self.feature_counts = [p.features for p in self.pieces]
+        spread = torch.tensor(self.feature_counts, dtype=torch.int64)
+
+        def per_feature(values: list[Any], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype).repeat_interleave(spread).to(self.device)
+
+        tensors = [p.tensor for p in self.pieces]
+        scopes = [self.scope(p.index) for p in self.pieces]
+        self.tensor_of_feature = per_feature([p.index for p in self.pieces], torch.int64)
+        self.variables = per_feature([t.variables_per_feature for t in tensors], self._dtype)
+        self.layer_variables = per_feature([t.numel // t.unit for t in tensors], self._dtype)
+        self.by_layer = per_feature([s == "layer" for s in scopes], torch.bool)
+        self.unnormalised = per_feature([s == "none" for s in scopes], torch.bool)
+
+    def scope(self, index: int) -> str:
+        """What the mask gradients of a tensor are normalised over: feature, layer or none.
+
+        A feature with a single mask variable is normalised over its layer: divided by its own
+        magnitude, nothing but the sign would be left of its gradient.
+        """
+        normalize = self.owners[index]["normalize"]
+        alone = self.tensors[index].variables_per_feature == 1
+        return "layer" if normalize == "feature" and alone else normalize
+
+
+def check_alike(group: Group) -> None:
+    """ValueError where a group mixes tensors that are sharded (DTensor) with whole ones."""
+    sharded = [isinstance(p, DTensor) for p in group["params"]]
+    if any(sharded) and not all(sharded):
+        names = group["names"]
+        one, other = names[sharded.index(True)], names[sharded.index(False)]
+        raise ValueError(
+            f"a parameter group mixes sharded tensors ({one}) and whole ones ({other}): apply "
+            "fully_shard to the whole model before connection_groups, or to none of it"
+        )
+
+
+def _find_pieces(
+    group: Group, tensors: Sequence[Geometry], first: int, state: State
+) -> Iterator[tuple[Piece, _Source]]:
+    if "shards" in group:
+        [param] = group["params"]
+        values = _started(group, param, state, viewable=True)
+        for shard in group["shards"]:
+            place, span = group["names"].index(shard.name), (shard.offset, shard.length)
+            parts = {key: value.narrow(0, *span) for key, value in values.items()}
+            piece = _piece(
+                tensors[place], first + place, shard.start, param.narrow(0, *span), parts
+            )
+            yield piece, _Source(group, param, shard.offset)
+        return
+    for place, (param, tensor) in enumerate(zip(group["params"], tensors, strict=True)):
+        if param.grad is None and not state.get(param) and not isinstance(param, DTensor):
+            continue
+        local = _local(param.detach())
+        values = _started(group, param, state, viewable=_is_viewable(local, tensor))
+        values = {key: _local(value) for key, value in values.items()}
+        piece = _piece(tensor, first + place, _start(param, tensor), local, values)
+        yield piece, _Source(group, param)
+
+
+def _piece(
+    tensor: Geometry, index: int, start: int, param: Tensor, values: dict[str, Tensor]
+) -> Piece:
+    viewable = _is_viewable(param, tensor)
+    return Piece(
+        tensor,
+        index,
+        start,
+        param=flat(param) if viewable else torch.empty_like(param).contiguous().view(-1),
+        target=None if viewable else param,
+        weight=flat(values["weight"]),
+        mask=flat(values["mask"]),
+        momentum=flat(values["momentum_buffer"]) if "momentum_buffer" in values else None,
+        mask_momentum=flat(values["mask_momentum_buffer"]),
+    )
+
+
+def _started(group: Group, param: Tensor, state: State, *, viewable: bool) -> dict[str, Tensor]:
+    """The state of a parameter, begun where there is none, laid out as its pieces need it.
+
+    Tensors that were loaded may have another order in memory than the parameter has.
+    """
+    values = state[param]
+    if "weight" not in values:
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        values["weight"] = param.detach().to(dtype, copy=True)
+        values["mask"] = _first_masks(group, param, values["weight"])
+    if group["momentum"] and "momentum_buffer" not in values:
+        values["momentum_buffer"] = torch.zeros_like(values["weight"])
+    if "mask_momentum_buffer" not in values:
+        values["mask_momentum_buffer"] = torch.zeros_like(values["mask"])
+    keys = [k for k in _KEYS if k in values]
+    for key in keys:
+        wanted = _local(param) if viewable else _local(param).contiguous()
+        if _local(values[key]).stride() != wanted.stride():
+            laid_out = torch.empty_like(wanted, dtype=values[key].dtype)
+            values[key] = laid_out.copy_(values[key])
+    return {key: values[key] for key in keys}
+
+
+def _first_masks(group: Group, param: Tensor, weight: Tensor) -> Tensor:
+    dtype = torch.bfloat16 if group["mask_dtype"] == "bfloat16" else weight.dtype
+    mask = torch.full_like(weight, group["mask_init"], dtype=dtype)
+    if any(group["n_m"]):
+        # Of equals, the larger weights are the better start.
+        shards = group.get("shards")
+        if shards is None:
+            if group["n_m"][_place(group, param)]:
+                mask.add_(weight.abs())
+        else:
+            for shard in shards:
+                if group["n_m"][group["names"].index(shard.name)]:
+                    part = slice(shard.offset, shard.offset + shard.length)
+                    mask[part] += weight[part].abs()
+    return mask
+
+
+def _place(group: Group, param: Tensor) -> int:
+    return next(i for i, p in enumerate(group["params"]) if p is param)
+
+
+def _is_viewable(param: Tensor, tensor: Geometry) -> bool:
+    """Whether the memory of `param` can be seen flat with what belongs together lying together."""
+    if param.is_contiguous():
+        return True
+    if tensor.block > 1 or tensor.transposed_groups or not keeps_features_together(param):
+        return False
+    return is_dense(param)
+
+
+def _gradient(piece: Piece, source: _Source) -> Tensor | None:
+    grad = source.param.grad
+    if grad is None:
+        return None
+    grad, param = _local(grad), _local(source.param)
+    if "shards" in source.group:
+        grad = grad.narrow(0, source.offset, piece.length)
+    elif piece.target is not None:
+        grad = grad.contiguous().view(-1)
+    else:
+        grad = flat(
+            grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
+        )
+    return grad.to(piece.weight.dtype)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _start(param: Tensor, tensor: Geometry) -> int:
+    """The first element of this rank's part of a parameter."""
+    if not isinstance(param, DTensor):
+        return 0
+    mesh = param.device_mesh
+    if mesh.ndim != 1 or param.placements != (ShardedAlong(0),):
+        raise ValueError(
+            f"{tensor.name} is distributed as {param.placements} over a mesh of {mesh.ndim} "
+            "dimension(s): SCL knows FSDP2's sharding along dimension 0 over one dimension"
+        )
+    rows = -(-tensor.shape[0] // mesh.size())
+    return min(mesh.get_local_rank() * rows, tensor.shape[0]) * (tensor.numel // tensor.shape[0])
+
+
+def _ranks(
+    groups: Sequence[Group], process_group: dist.ProcessGroup | None
+) -> dist.ProcessGroup | None:
+    """The ranks that share the tensors; None where every tensor is whole."""
+    if any("shards" in group for group in groups):
+        return process_group
+    meshes = [p.device_mesh for g in groups for p in g["params"] if isinstance(p, DTensor)]
+    return meshes[0].get_group() if meshes else None
+
+
+def _memory(groups: Sequence[Group], state: State) -> Iterator[Any]:
+    """Where everything is that the pieces are views of."""
+    for group in groups:
+        yield bool(group["momentum"])
+        for param in group["params"]:
+            values = state.get(param, {})
+            yield bool(values) or param.grad is not None
+            yield _local(param).data_ptr()
+            yield from [_local(values[k]).data_ptr() for k in _KEYS if k in values]

@@ -1,0 +1,150 @@
+"""One step over everything this process holds: settings, first pass, normalisation, second pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from sclcore import update
+from sclcore.guard import farthest
+from sclcore.holdings import Holdings
+from sclcore.kernels import find_kernel, is_plain
+from sclcore.update import Cuts, Options
+
+# Below this a feature's gradient is nothing but zeros: it only keeps 0 / 0 from being NaN.
+_EPS = 1e-12
+
+Grads = Mapping[int, Tensor]
+"""G of each piece that has one, flat, by its place in `Holdings.pieces`."""
+
+
+def reaches(held: Holdings) -> list[float]:
+    """The bound of each tensor above which a mask variable outlives the next step.
+
+    It is only asked for where counting takes a message; inf: no mask variable is counted.
+    """
+    if held.exchange is None:
+        return [math.inf] * len(held.tensors)
+    # Twice: λ and the learning rate may rise until then.
+    return [2 * farthest(held, i) for i in range(len(held.tensors))]
+
+
+def options_of(held: Holdings, reach: Sequence[float]) -> list[Options]:
+    """The settings of each piece at this step."""
+    options: list[Options] = []
+    for piece in held.pieces:
+        group, place = held.owners[piece.index], held.places[piece.index]
+        options.append(
+            Options(
+                lr=group["lr"],
+                momentum=group["momentum"],
+                nesterov=group["nesterov"],
+                weight_decay=group["weight_decay"],
+                mask_lr=group["mask_lr"],
+                mask_momentum=group["mask_momentum"],
+                proxy=group["proxy"],
+                price=group["lam"] * group["costs"][place],
+                reach=reach[piece.index],
+                noise=group["draws"] * 0x2545F491 + piece.index * 0x9E3779B1,
+            )
+        )
+    return options
+
+
+def total_norm(groups: Sequence[dict[str, Any]]) -> Tensor:
+    """The 2-norm of what this rank has of the gradient; its squares add up over the ranks.
+
+    Beside sharded tensors a whole one counts on each of n ranks, so by 1/√n.
+    """
+    grads = [p.grad for g in groups for p in g["params"] if p.grad is not None]
+    meshes = [g.device_mesh.size() for g in grads if isinstance(g, DTensor)]
+    if not meshes:
+        return torch.nn.utils.get_total_norm(grads)
+    whole = 1 / math.sqrt(meshes[0])
+    parts = [g.to_local() if isinstance(g, DTensor) else g * whole for g in grads]
+    return torch.nn.utils.get_total_norm(parts)
+
+
+def first_pass(
+    held: Holdings, grads: Grads, options: Sequence[Options]
+) -> tuple[Tensor, Tensor | None]:
+    """(Σ (∂L/∂m)² per feature, gradient per unit of coarse tensors), piece after piece."""
+    learning = [i for i in grads if options[i].mask_lr]
+    sums = [held.zeros(piece.features) for piece in held.pieces]
+    units = [held.zeros(p.units if p.tensor.unit > 1 else 0) for p in held.pieces]
+    kernel, batches, rest = _share_out(held, learning, options)
+    for batch in batches:
+        found = kernel.sums(*_of(batch, held.pieces, grads, options))
+        parts = found.split([held.feature_counts[i] for i in batch])
+        for i, part in zip(batch, parts, strict=True):
+            sums[i] = part
+    for i in rest:
+        piece = held.pieces[i]
+        gradient = update.unit_sums(piece, update.raw_gradient(piece, grads[i], options[i]))
+        sums[i] = update.squares(piece, gradient, held.cut_units(i))
+        if piece.tensor.unit > 1:
+            units[i] = gradient
+    coarse = any(tensor.unit > 1 for tensor in held.tensors)
+    return torch.cat([held.zeros(0), *sums]), torch.cat([held.zeros(0), *units]) if coarse else None
+
+
+def second_pass(
+    held: Holdings,
+    grads: Grads,
+    options: Sequence[Options],
+    divisors: Tensor,
+    cuts: Sequence[Cuts],
+) -> None:
+    """Move everything and leave what was counted in `held`. Collective where N:M blocks are cut."""
+    parts = divisors.split(held.feature_counts)
+    kernel, batches, rest = _share_out(held, [*grads], options)
+    counted: dict[int, Tensor] = {}
+    for batch in batches:
+        divisor = divisors if len(batch) == len(parts) else torch.cat([parts[i] for i in batch])
+        found = kernel.update(*_of(batch, held.pieces, grads, options), divisor)
+        counted |= dict(zip(batch, found, strict=True))
+    before = {
+        i: update.advance(held.pieces[i], grads[i], options[i], parts[i], cuts[i]) for i in rest
+    }
+    blocks = held.exchange.new_blocks() if held.exchange else [{}] * len(held.pieces)
+    for i, was in before.items():
+        counted[i] = update.finish(held.pieces[i], was, options[i], blocks[i])
+    held.note(counted, moved=[i for i in grads if options[i].mask_lr])
+
+
+def normalisers(held: Holdings, sums: Tensor, layer_sums: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(rms of the mask gradient per feature, what it is divided by), piece after piece.
+
+    `layer_sums` [tensors] are given where other ranks hold parts of the tensors.
+    """
+    rms = (sums / held.variables).sqrt()
+    if layer_sums is None:
+        layer_sums = held.zeros(len(held.tensors)).index_add_(0, held.tensor_of_feature, sums)
+    layer = (layer_sums[held.tensor_of_feature] / held.layer_variables).sqrt()
+    divisors = torch.where(held.by_layer, layer, rms) + _EPS
+    return rms, divisors.masked_fill_(held.unnormalised, 1.0)
+
+
+def _share_out(
+    held: Holdings, wanted: Sequence[int], options: Sequence[Options]
+) -> tuple[Any, list[list[int]], list[int]]:
+    """(fused step, batches of pieces it takes with equal settings, the other pieces)."""
+    kernel = find_kernel(held.device)
+    batches: dict[Any, list[int]] = {}
+    if kernel is not None:
+        for i in wanted:
+            if is_plain(held.pieces[i]):
+                settings = dataclasses.replace(options[i], price=0.0, reach=0.0, noise=0)
+                batches.setdefault(settings, []).append(i)
+    fused = {i for batch in batches.values() for i in batch}
+    return kernel, [*batches.values()], [i for i in wanted if i not in fused]
+
+
+def _of(chosen: Sequence[int], *lists: Sequence[Any] | Grads) -> tuple[list[Any], ...]:
+    return tuple([values[i] for i in chosen] for values in lists)
