@@ -84,9 +84,9 @@ def connection_groups(
 
     `granularity` is what lives or dies together: each `weight`, each `kernel` of a convolution (the
     k × k weights between two channels), or all weights of an output `feature`. `n_m`, such as
-    `"2:4"`, allows at most N live ones among every M neighbours of the flattened fan-in. Either may
-    be a mapping from patterns (as in `exclude`) to values, of which the last match counts; layers
-    without a match have the granularity weight and no N:M.
+    `"2:4"`, allows at most N live ones among every M neighbours of the flattened fan-in, from the
+    first update on. Either may be a mapping from patterns (as in `exclude`) to values, of which the
+    last match counts; layers without a match have the granularity weight and no N:M.
 
     Raises ValueError when the model has no connections, `cost` is unknown or lacks its input, a
     pattern matches nothing, or an option is none of SCL's; SCL itself when a layer cannot have the
@@ -145,7 +145,7 @@ def weight_uses(model: nn.Module, example_input: Any) -> dict[str, float]:
         # Evaluation, as deployed; PyTorch's fused attention path would go round the hooks.
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
-        state = {k: v.detach().to("meta") for k, v in _tensors(model)}
+        state = {k: _to_meta(v) for k, v in _tensors(model)}
         with torch.no_grad():
             torch.func.functional_call(
                 model, state, tuple(_to_meta(x) for x in inputs), tie_weights=True
@@ -296,7 +296,10 @@ def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def _to_meta(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, Tensor) else value
+    """Shapes without memory; in one precision, so that a model in bfloat16 takes any input."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().to("meta", torch.float32 if value.is_floating_point() else value.dtype)
 
 
 def _count_uses(uses: dict[str, float], name: str, attribute: str):

@@ -46,7 +46,8 @@ class Exchange:
     """Knows which parts of which tensors every rank of `group` holds. Making one is collective.
 
     `pieces` are this rank's, at most one of each of `tensors`, with `Piece.index` the place in
-    `tensors`. Raises ValueError when the ranks' parts do not make up whole tensors.
+    `tensors`; `like` has the device and precision of messages, which a rank without pieces would
+    not know. Raises ValueError when the ranks' parts do not make up whole tensors.
     """
 
     def __init__(
@@ -54,9 +55,9 @@ class Exchange:
         pieces: Sequence[Piece],
         tensors: Sequence[Geometry],
         group: dist.ProcessGroup,
-        device: torch.device,
+        like: Tensor,
     ) -> None:
-        self._pieces, self._tensors, self.group, self._device = pieces, tensors, group, device
+        self._pieces, self._tensors, self.group, self._like = pieces, tensors, group, like
         mine = [(p.index, p.start, p.length) for p in pieces]
         everyone: list[list[tuple[int, int, int]]] = [[] for _ in range(dist.get_world_size(group))]
         dist.all_gather_object(everyone, mine, group=group)
@@ -104,8 +105,6 @@ class Exchange:
         for index, slots in enumerate(units):
             for slot in slots.values():
                 self._unit_owners.add(0, index, slot)
-        owners = [[p.index] * p.features for p in self._pieces]
-        self._tensor_of_feature = torch.tensor([*itertools.chain(*owners)], dtype=torch.int64)
         self._has_blocks = any(blocks)
 
     def _allot(self, numbers: list[int], width: int = 1) -> dict[int, int]:
@@ -117,19 +116,20 @@ class Exchange:
         return slots
 
     def complete(
-        self, sums: Tensor, units: Tensor | None, counts: Tensor, own: Tensor
+        self, sums: Tensor, layer_sums: Tensor, units: Tensor | None, counts: Tensor, own: Tensor
     ) -> Completed:
         """Send and receive the message. Collective.
 
         One piece after the other: `sums` of squares per feature, without those of cut units, and
-        the gradient of each of the `units` where any tensor has coarser ones than weights.
-        `counts` [tensors, 4] are those of `update` for the pieces of this rank, `own` a number.
+        the gradient of each of the `units` where any tensor has coarser ones than weights. By
+        tensor: `layer_sums`, of the same squares, and `counts` [tensors, 4], which are those of
+        `update` for the pieces of this rank. `own` is a number.
         """
         tensors = len(self._tensors)
         message = sums.new_zeros(self._size)
         layers, counted = message[1 : 1 + tensors], message[1 + tensors : 1 + 5 * tensors]
         message[0] = own
-        layers.index_add_(0, self._tensor_of_feature.to(sums.device), sums)
+        layers.copy_(layer_sums)
         kept = counts[:, [LIVE, SAFE]].to(sums.device)
         counted.copy_(torch.stack([kept // _BASE, kept % _BASE], dim=2).flatten())
         self._features.send(sums, message)
@@ -150,7 +150,7 @@ class Exchange:
         """The cut N:M blocks of each piece as they are now. Collective where there are any."""
         if not self._has_blocks:
             return [{} for _ in self._pieces]
-        message = torch.zeros(self._size, device=self._device)
+        message = self._like.new_zeros(self._size)
         self._send_blocks(message)
         dist.all_reduce(message, group=self.group)
         return [cuts.blocks for cuts in self._cuts(message)]
@@ -203,7 +203,11 @@ class _Pairs:
 
     def add_squares(self, message: Tensor, values: Tensor) -> Tensor:
         local, slot = self._on(message.device)
-        return values.index_add_(0, local, message[slot].square())
+        squares = message[slot].square()
+        # Ranks must add in the same order; on a GPU index_add_ takes any, on a CPU index_put_ does.
+        if values.is_cuda:
+            return values.index_put_((local,), squares, accumulate=True)
+        return values.index_add_(0, local, squares)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._indices is None or self._indices[0].device != device:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from sclcore.holdings import Holdings
 from sclcore.shards import Piece
-from sclcore.update import LIVE, live, write
+from sclcore.update import LIVE, NO_CUTS, chosen, live, write
 
 
-def farthest(held: Holdings, index: int) -> float:
-    """How far one step can lower a mask variable of tensor `index` at the present settings.
+def pace(held: Holdings, index: int) -> float:
+    """The largest momentum buffer that the present settings can make in tensor `index`.
 
     No normalised gradient exceeds √(number of mask variables), for then all others are 0; and no
     momentum buffer the geometric series of such steps. inf without normalisation.
@@ -26,13 +25,23 @@ def farthest(held: Holdings, index: int) -> float:
         return math.inf
     count = tensor.variables_per_feature if scope == "feature" else tensor.numel // tensor.unit
     largest = math.sqrt(count) + group["lam"] * group["costs"][held.places[index]]
-    return group["mask_lr"] * largest / (1 - group["mask_momentum"])
+    return largest / (1 - group["mask_momentum"])
+
+
+def farthest(held: Holdings, index: int) -> float:
+    """How far one step can lower a mask variable of tensor `index`.
+
+    By the fastest pace so far: buffers remember a λ that has fallen since.
+    """
+    rate = held.owners[index]["mask_lr"]
+    return rate * held.pace[index] if rate else 0.0
 
 
 def least(held: Holdings, index: int) -> int:
     """The connections that tensor `index` must keep; 0 while its masks are frozen."""
-    group = held.owners[index]
-    return min(group["min_connections"], held.tensors[index].numel) if group["mask_lr"] else 0
+    group, tensor = held.owners[index], held.tensors[index]
+    n, m = tensor.n_m or (1, 1)
+    return min(group["min_connections"], tensor.numel // m * n) if group["mask_lr"] else 0
 
 
 def may_die(held: Holdings, safe: Sequence[int], since: Sequence[float]) -> bool:
@@ -53,48 +62,64 @@ def keep_layers_alive(held: Holdings) -> list[str]:
     Collective where tensors are sharded.
     """
     counts = held.total_counts()
-    by_index = {piece.index: piece for piece in held.pieces}
     moved = {held.pieces[i].index for i in held.moved}
-    names = []
-    for index, name in enumerate(held.names):
-        if counts[index] >= least(held, index) or (held.exchange is None and index not in moved):
-            continue
-        names.append(name)
-        piece = by_index.get(index)
-        keep_alive(piece, least(held, index), held.exchange.group if held.exchange else None)
+    low = [i for i, count in enumerate(counts) if count < least(held, i)]
+    if held.exchange is None:
+        low = [i for i in low if i in moved]
+    if not low:
+        return []
+    ranks = held.exchange.group if held.exchange else None
+    own = {held.pieces[place].index: place for place in range(len(held.pieces))}
+    blocks = held.new_blocks()
+    for index in low:
+        best: list[tuple[float, int]] = []
+        piece = held.pieces[own[index]] if index in own else None
         if piece is not None:
-            on = live(piece)
-            write(piece, on)
-            held.counts[index, LIVE] = on.sum()
-    return names
+            best = best_units(piece, least(held, index), blocks[own[index]])
+        keep_alive(piece, best, least(held, index), ranks)
+    blocks = held.new_blocks()
+    for index in set(low) & own.keys():
+        piece = held.pieces[own[index]]
+        on = live(piece, blocks[own[index]])
+        write(piece, on)
+        held.counts[index, LIVE] = on.sum()
+    return [held.names[index] for index in low]
 
 
-def best_units(piece: Piece | None, count: int) -> list[tuple[float, int]]:
+def best_units(
+    piece: Piece, count: int, blocks: Mapping[int, Tensor] = NO_CUTS.blocks
+) -> list[tuple[float, int]]:
     """The `count` highest mask variables of a piece, as (value, number of the unit).
 
     Of an N:M block only its best count: raising others would not make them live.
     """
-    if piece is None or not piece.length:
+    if not piece.length:
         return []
-    values = piece.mask.float()
+    values = piece.mask
     if piece.tensor.n_m is not None:
-        values = values.masked_fill(~_chosen(piece), -torch.inf)
+        values = values.masked_fill(~chosen(piece, blocks), -torch.inf)
     unit = piece.tensor.unit
     firsts = torch.arange(-(-piece.start // unit) * unit - piece.start, piece.length, unit)
     if piece.start % unit:
         firsts = torch.cat([firsts.new_zeros(1), firsts])
-    top = values[firsts.to(values.device)].topk(min(count, len(firsts)))
-    numbers = ((piece.start + firsts[top.indices.cpu()]) // unit).tolist()
-    return [*zip(top.values.tolist(), numbers, strict=True)]
+    # Not topk, whose choice between equals is anybody's guess.
+    top = values[firsts.to(values.device)].sort(descending=True, stable=True)
+    numbers = ((piece.start + firsts[top.indices[:count].cpu()]) // unit).tolist()
+    return [*zip(top.values[:count].tolist(), numbers, strict=True)]
 
 
-def keep_alive(piece: Piece | None, count: int, ranks: dist.ProcessGroup | None) -> None:
+def keep_alive(
+    piece: Piece | None,
+    own: list[tuple[float, int]],
+    count: int,
+    ranks: dist.ProcessGroup | None,
+) -> None:
     """Raise the best mask variables of a tensor above 0, for `count` connections.
 
-    `piece` is what this rank holds of the tensor. Collective over `ranks`, where there are any; all
-    choose the same connections. The lower position wins between equals.
+    `piece` is what this rank holds of the tensor, and `own` the best of it (`best_units`).
+    Collective over `ranks`, where there are any; all choose the same connections. The lower
+    position wins between equals.
     """
-    own = best_units(piece, count)
     if ranks is not None:
         everyone: list[list[tuple[float, int]]] = [[] for _ in range(dist.get_world_size(ranks))]
         dist.all_gather_object(everyone, own, group=ranks)
@@ -108,8 +133,3 @@ def keep_alive(piece: Piece | None, count: int, ranks: dist.ProcessGroup | None)
         if first < last:
             mine = piece.mask[first - piece.start : last - piece.start]
             mine.clamp_(min=torch.finfo(mine.dtype).tiny)
-
-
-def _chosen(piece: Piece) -> Tensor:
-    """Where H(m) would be 1 if every mask variable were positive."""
-    return live(dataclasses.replace(piece, mask=piece.mask - piece.mask.min() + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,18 +61,22 @@ class Holdings:
         self.pieces = [piece for piece, _ in found]
         self._sources = [source for _, source in found]
         self._memory = [*_memory(self._groups, state)]
-        self.device = next((p.weight.device for p in self.pieces), torch.device("cpu"))
-        self._dtype = next((p.weight.dtype for p in self.pieces), torch.float32)
+        # Not of the pieces: a rank may hold none.
+        params = [param for group in groups for param in group["params"]]
+        self.device = params[0].device
+        self.dtype = functools.reduce(torch.promote_types, [p.dtype for p in params], torch.float32)
         ranks = _ranks(groups, process_group)
-        self.exchange = Exchange(self.pieces, self.tensors, ranks, self.device) if ranks else None
+        self.exchange = Exchange(self.pieces, self.tensors, ranks, self.zeros(0)) if ranks else None
         self._describe_features()
         self.counts = torch.zeros(len(self.tensors), 4, dtype=torch.int64, device=self.device)
         """What the last step counted, of this rank's pieces (`sclcore.update`)."""
         self.reach = [0.0] * len(self.tensors)
         """The bound that those counted as safe were above."""
+        self.pace = [0.0] * len(self.tensors)
+        """How fast mask variables may be moving, per unit of `mask_lr`."""
         self.moved: Sequence[int] = ()
         """The pieces whose masks the last step moved."""
-        self._count_live()
+        self.count_live()
 
     def is_current(self, groups: Sequence[Group]) -> bool:
         """Whether the groups are the same ones and none of their memory has been replaced."""
@@ -87,7 +92,14 @@ class Holdings:
         return {i: grad for i, grad in found.items() if grad is not None}
 
     def zeros(self, size: int) -> Tensor:
-        return torch.zeros(size, dtype=self._dtype, device=self.device)
+        return torch.zeros(size, dtype=self.dtype, device=self.device)
+
+    def new_blocks(self) -> list[Mapping[int, Tensor]]:
+        """The N:M blocks of each piece that other ranks hold parts of, as they are now.
+
+        Collective where tensors are sharded.
+        """
+        return self.exchange.new_blocks() if self.exchange else [{} for _ in self.pieces]
 
     def cut_units(self, piece: int) -> Mapping[int, Any]:
         """The units of a piece that other ranks hold parts of, by number."""
@@ -125,8 +137,8 @@ class Holdings:
         for index, tensor in enumerate(self.tensors):
             piece, part = by_index.get(index, (None, None))
             if self.exchange is not None:
-                # Bytes add up everywhere; booleans do not.
-                carrier = torch.uint8 if dtype == torch.bool else dtype
+                # Neither booleans nor bfloat16 add up everywhere.
+                carrier = torch.uint8 if dtype == torch.bool else self.dtype
                 values = torch.zeros(tensor.numel, dtype=carrier, device=self.device)
                 if piece is not None and part is not None:
                     values[piece.start : piece.end] = part
@@ -141,9 +153,26 @@ class Holdings:
             gathered[tensor.name] = whole
         return gathered
 
-    def _count_live(self) -> None:
-        blocks = self.exchange.new_blocks() if self.exchange else [{}] * len(self.pieces)
-        for piece, neighbours in zip(self.pieces, blocks, strict=True):
+    def sample(self, parts: Sequence[Tensor], stride: int) -> Tensor:
+        """Every `stride`-th element of each tensor, from a value per element of each piece.
+
+        Tensors without state are left out. Collective where tensors are sharded.
+        """
+        if self.exchange is None:
+            return torch.cat([self.zeros(0), *(part[::stride] for part in parts)])
+        sizes = [-(-tensor.numel // stride) for tensor in self.tensors]
+        message = self.zeros(sum(sizes))
+        samples = message.split(sizes)
+        for piece, part in zip(self.pieces, parts, strict=True):
+            mine = part[-piece.start % stride :: stride]
+            first = -(-piece.start // stride)
+            samples[piece.index][first : first + len(mine)] = mine
+        dist.all_reduce(message, group=self.exchange.group)
+        return message
+
+    def count_live(self) -> None:
+        """Count live connections anew. Collective where tensors are sharded."""
+        for piece, neighbours in zip(self.pieces, self.new_blocks(), strict=True):
             self.counts[piece.index, LIVE] = live(piece, neighbours).sum()
 
     def _describe_features(self) -> None:
@@ -157,10 +186,23 @@ class Holdings:
         tensors = [p.tensor for p in self.pieces]
         scopes = [self.scope(p.index) for p in self.pieces]
         self.tensor_of_feature = per_feature([p.index for p in self.pieces], torch.int64)
-        self.variables = per_feature([t.variables_per_feature for t in tensors], self._dtype)
-        self.layer_variables = per_feature([t.numel // t.unit for t in tensors], self._dtype)
+        self.variables = per_feature([t.variables_per_feature for t in tensors], self.dtype)
+        self.layer_variables = per_feature([t.numel // t.unit for t in tensors], self.dtype)
         self.by_layer = per_feature([s == "layer" for s in scopes], torch.bool)
+        self._any_by_layer = any(self.scope(i) == "layer" for i in range(len(self.tensors)))
         self.unnormalised = per_feature([s == "none" for s in scopes], torch.bool)
+
+    def layer_sums(self, sums: Tensor) -> Tensor:
+        """Σ over the features of each piece → of each tensor [tensors]; 0 where nobody needs it.
+
+        One sum after the other: a GPU's atomics would add in another order each time, and ranks
+        with whole tensors must come to the same masks.
+        """
+        totals = self.zeros(len(self.tensors))
+        if self._any_by_layer:
+            for piece, part in zip(self.pieces, sums.split(self.feature_counts), strict=True):
+                totals[piece.index] = part.sum()
+        return totals
 
     def scope(self, index: int) -> str:
         """What the mask gradients of a tensor are normalised over: feature, layer or none.
@@ -174,7 +216,10 @@ class Holdings:
 
 
 def check_alike(group: Group) -> None:
-    """ValueError where a group mixes tensors that are sharded (DTensor) with whole ones."""
+    """ValueError where a group mixes tensors that are sharded (DTensor) with whole ones.
+
+    The same where they are sharded in a way that is none of FSDP2's over one dimension.
+    """
     sharded = [isinstance(p, DTensor) for p in group["params"]]
     if any(sharded) and not all(sharded):
         names = group["names"]
@@ -183,6 +228,15 @@ def check_alike(group: Group) -> None:
             f"a parameter group mixes sharded tensors ({one}) and whole ones ({other}): apply "
             "fully_shard to the whole model before connection_groups, or to none of it"
         )
+    for name, param in zip(group["names"], group["params"], strict=True):
+        if not isinstance(param, DTensor):
+            continue
+        dimensions, placements = param.device_mesh.ndim, param.placements
+        if dimensions != 1 or placements != (ShardedAlong(0),):
+            raise ValueError(
+                f"{name} is distributed as {placements} over a mesh of {dimensions} dimension(s): "
+                "SCL knows FSDP2's sharding along dimension 0 over one dimension"
+            )
 
 
 def _find_pieces(
@@ -192,6 +246,8 @@ def _find_pieces(
         [param] = group["params"]
         values = _started(group, param, state, viewable=True)
         for shard in group["shards"]:
+            if not shard.length:
+                continue
             place, span = group["names"].index(shard.name), (shard.offset, shard.length)
             parts = {key: value.narrow(0, *span) for key, value in values.items()}
             piece = _piece(
@@ -243,7 +299,7 @@ def _started(group: Group, param: Tensor, state: State, *, viewable: bool) -> di
     keys = [k for k in _KEYS if k in values]
     for key in keys:
         wanted = _local(param) if viewable else _local(param).contiguous()
-        if _local(values[key]).stride() != wanted.stride():
+        if _local(values[key]).stride() != wanted.stride() and wanted.numel():
             laid_out = torch.empty_like(wanted, dtype=values[key].dtype)
             values[key] = laid_out.copy_(values[key])
     return {key: values[key] for key in keys}
@@ -304,11 +360,6 @@ def _start(param: Tensor, tensor: Geometry) -> int:
     if not isinstance(param, DTensor):
         return 0
     mesh = param.device_mesh
-    if mesh.ndim != 1 or param.placements != (ShardedAlong(0),):
-        raise ValueError(
-            f"{tensor.name} is distributed as {param.placements} over a mesh of {mesh.ndim} "
-            "dimension(s): SCL knows FSDP2's sharding along dimension 0 over one dimension"
-        )
     rows = -(-tensor.shape[0] // mesh.size())
     return min(mesh.get_local_rank() * rows, tensor.shape[0]) * (tensor.numel // tensor.shape[0])
 
@@ -318,6 +369,8 @@ def _ranks(
 ) -> dist.ProcessGroup | None:
     """The ranks that share the tensors; None where every tensor is whole."""
     if any("shards" in group for group in groups):
+        if process_group is None:
+            raise RuntimeError("a copy of an optimizer with sharded state needs set_shards anew")
         return process_group
     meshes = [p.device_mesh for g in groups for p in g["params"] if isinstance(p, DTensor)]
     return meshes[0].get_group() if meshes else None

@@ -49,9 +49,10 @@ def observe(held: Holdings, rms: Tensor, divisors: Tensor) -> dict[str, Observat
     whole = _over_ranks(held, before), _over_ranks(held, after)
     return {
         name: Observation(numbers[FLIPS], numbers[REVIVALS], rms_before, rms_after)
-        for name, numbers, rms_before, rms_after in zip(
-            held.names, counts.tolist(), *whole, strict=True
+        for name, numbers, rms_before, rms_after, owner in zip(
+            held.names, counts.tolist(), *whole, held.owners, strict=True
         )
+        if owner["mask_lr"]
     }
 
 

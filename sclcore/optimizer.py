@@ -74,7 +74,8 @@ class SCL(Optimizer):
     A step whose gradient is not finite changes nothing and is counted in `skipped_steps`.
     After each step `grad_norm` holds the 2-norm of G over all parameters, and `held_layers` the
     names of the layers that `min_connections` kept from dying in that step. Where state is sharded,
-    `connections_before` has the live connections of each tensor when that step began.
+    `connections_before` has the live connections of each tensor when that step began. An engine may
+    step the groups one by one, in their order: all follow what became of the connections' step.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class SCL(Optimizer):
         self.observations: dict[str, Observation] = {}
         self._process_group: dist.ProcessGroup | None = None
         self._held: Holdings | None = None
+        self._skipping = False
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("skipped_steps", "grad_norm", "observing", "held_layers", "observations")
@@ -166,12 +168,24 @@ class SCL(Optimizer):
         for place, shape in enumerate(group["shapes"]):
             geometry_of(group, place, shape)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's. Which shards a rank holds is the engine's to say, so it is no part of it."""
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            group.pop("shards", None)
+        return state
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but latent state keeps its own precision where the parameter has less.
 
         The parameters themselves are set to w ⊙ H(m), so that model and masks always agree.
+        Collective where state is sharded.
         """
+        shards = [group.get("shards") for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, own in zip(self.param_groups, shards, strict=True):
+            if own is not None:
+                group["shards"] = own
         saved = state_dict["state"]
         ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -183,10 +197,14 @@ class SCL(Optimizer):
 
     @torch.no_grad()
     def write_weights(self) -> None:
-        """Set every connection's parameter to w ⊙ H(m), after state was loaded or changed."""
+        """Set every connection's parameter to w ⊙ H(m), after state was loaded or changed.
+
+        Collective where state is sharded.
+        """
+        # Anew: what was counted before is no longer true.
+        self._held = None
         held = self._hold()
-        blocks = held.exchange.new_blocks() if held.exchange else [{}] * len(held.pieces)
-        for piece, neighbours in zip(held.pieces, blocks, strict=True):
+        for piece, neighbours in zip(held.pieces, held.new_blocks(), strict=True):
             write(piece, live(piece, neighbours))
 
     def set_shards(
@@ -212,12 +230,16 @@ class SCL(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.held_layers = []
         grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
         if any(g.is_sparse for g in grads):
             raise RuntimeError("SCL does not support sparse gradients (an Embedding's, say)")
         connections = [group for group in self.param_groups if group["connections"]]
-        if grads and (not connections or self._step_connections(connections)):
+        if connections:
+            # Not those of other groups: an engine may step them one by one.
+            stepped = {name for group in connections for name in group["names"]}
+            self.held_layers = [name for name in self.held_layers if name not in stepped]
+            self._skipping = bool(grads) and not self._step_connections(connections)
+        if grads and not self._skipping:
             for group in self.param_groups:
                 if not group["connections"]:
                     self._step_dense(group)
@@ -232,23 +254,25 @@ class SCL(Optimizer):
         if held.exchange is None and not self._accept(float(norm)):
             return False
         sums, units = first_pass(held, grads, settings)
-        cuts, layer_sums, doubtful = [NO_CUTS] * len(held.pieces), None, True
+        layer_sums = held.layer_sums(sums)
+        cuts, doubtful = [NO_CUTS] * len(held.pieces), True
         if held.exchange is not None:
-            known = held.exchange.complete(sums, units, held.counts, norm.square())
+            known = held.exchange.complete(sums, layer_sums, units, held.counts, norm.square())
             if not self._accept(math.sqrt(known.total)):
                 return False
             sums, layer_sums, cuts = known.sums, known.layer_sums, known.cuts
             doubtful = may_die(held, known.safe, since=held.reach)
-            self.connections_before = dict(zip(held.names, known.live, strict=True))
+            self.connections_before |= zip(held.names, known.live, strict=True)
         rms, divisors = normalisers(held, sums, layer_sums)
         second_pass(held, grads, settings, divisors, cuts)
         held.reach = reach
         for group in groups:
             group["draws"] += group["mask_dtype"] != "float32"
         if doubtful:
-            self.held_layers = keep_layers_alive(held)
+            self.held_layers += keep_layers_alive(held)
         if self.observing:
-            self.observations = observe(held, rms, divisors)
+            others = {n: o for n, o in self.observations.items() if n not in held.names}
+            self.observations = others | observe(held, rms, divisors)
         return True
 
     def _accept(self, grad_norm: float) -> bool:
@@ -270,8 +294,7 @@ class SCL(Optimizer):
         Collective where state is sharded, and whole on every rank all the same.
         """
         held = self._hold()
-        blocks = held.exchange.new_blocks() if held.exchange else [{}] * len(held.pieces)
-        parts = [live(*both) for both in zip(held.pieces, blocks, strict=True)]
+        parts = [live(*both) for both in zip(held.pieces, held.new_blocks(), strict=True)]
         return held.gather(parts, torch.bool, missing=1)
 
     def mask_variables(self) -> dict[str, Tensor]:
@@ -283,20 +306,37 @@ class SCL(Optimizer):
             both = [*self._connections()]
             return {n: self.state[p]["mask"] for n, p in both if "mask" in self.state[p]}
         held = self._hold()
-        return held.gather([piece.mask for piece in held.pieces], torch.float32, missing=0)
+        gathered = held.gather([piece.mask for piece in held.pieces], held.dtype, missing=0)
+        dtypes = [group["mask_dtype"] for group in held.owners]
+        return {
+            name: values.bfloat16() if dtype == "bfloat16" else values
+            for (name, values), dtype in zip(gathered.items(), dtypes, strict=True)
+        }
+
+    def sample_mask_variables(self, count: int) -> Tensor:
+        """About `count` mask variables, evenly spaced over each tensor, on the CPU in float32.
+
+        Empty before the first step. The same on all ranks, and collective, where state is sharded.
+        """
+        held = self._hold()
+        stride = max(1, sum(tensor.numel for tensor in held.tensors) // count)
+        return held.sample([piece.mask for piece in held.pieces], stride).float().cpu()
 
     def live_connections(self) -> dict[str, int]:
         """How many connections of each tensor are live. Collective where state is sharded."""
         held = self._hold()
+        # The state is everyone's to change between steps.
+        held.count_live()
         return dict(zip(held.names, held.total_counts(), strict=True))
 
     def mask_hash(self) -> str:
         """SHA-256 of all masks: equal on all ranks, and in two runs that chose the same network."""
-        digest = hashlib.sha256()
-        for name, mask in self.masks().items():
-            digest.update(name.encode())
-            digest.update(mask.cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return hash_masks(self.masks())
+
+    @property
+    def connection_names(self) -> set[str]:
+        """The names of the tensors whose elements are connections."""
+        return {name for g in self.param_groups if g["connections"] for name in g["names"]}
 
     def _connections(self) -> Iterator[tuple[str, Tensor]]:
         for group in self.param_groups:
@@ -322,6 +362,15 @@ class SCL(Optimizer):
         for p, buffer in zip(params, buffers, strict=True):
             if buffer is not None:
                 self.state[p]["momentum_buffer"] = buffer
+
+
+def hash_masks(masks: Mapping[str, Tensor]) -> str:
+    """SHA-256 of masks by name, in their order."""
+    digest = hashlib.sha256()
+    for name, mask in masks.items():
+        digest.update(name.encode())
+        digest.update(mask.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _validate(group: dict[str, Any]) -> None:

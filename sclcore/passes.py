@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sclcore import update
-from sclcore.guard import farthest
+from sclcore.guard import farthest, pace
 from sclcore.holdings import Holdings
 from sclcore.kernels import find_kernel, is_plain
 from sclcore.update import Cuts, Options
@@ -31,6 +31,7 @@ def reaches(held: Holdings) -> list[float]:
     """
     if held.exchange is None:
         return [math.inf] * len(held.tensors)
+    held.pace = [max(held.pace[i], pace(held, i)) for i in range(len(held.tensors))]
     # Twice: λ and the learning rate may rise until then.
     return [2 * farthest(held, i) for i in range(len(held.tensors))]
 
@@ -112,20 +113,18 @@ def second_pass(
     before = {
         i: update.advance(held.pieces[i], grads[i], options[i], parts[i], cuts[i]) for i in rest
     }
-    blocks = held.exchange.new_blocks() if held.exchange else [{}] * len(held.pieces)
+    blocks = held.new_blocks()
     for i, was in before.items():
         counted[i] = update.finish(held.pieces[i], was, options[i], blocks[i])
     held.note(counted, moved=[i for i in grads if options[i].mask_lr])
 
 
-def normalisers(held: Holdings, sums: Tensor, layer_sums: Tensor | None) -> tuple[Tensor, Tensor]:
+def normalisers(held: Holdings, sums: Tensor, layer_sums: Tensor) -> tuple[Tensor, Tensor]:
     """(rms of the mask gradient per feature, what it is divided by), piece after piece.
 
-    `layer_sums` [tensors] are given where other ranks hold parts of the tensors.
+    `sums` are of squares of whole features, `layer_sums` of whole tensors.
     """
     rms = (sums / held.variables).sqrt()
-    if layer_sums is None:
-        layer_sums = held.zeros(len(held.tensors)).index_add_(0, held.tensor_of_feature, sums)
     layer = (layer_sums[held.tensor_of_feature] / held.layer_variables).sqrt()
     divisors = torch.where(held.by_layer, layer, rms) + _EPS
     return rms, divisors.masked_fill_(held.unnormalised, 1.0)

@@ -108,11 +108,17 @@ class Piece:
         return rows.repeat_interleave(size)[head : head + self.length]
 
     def by_feature(self, per_run: Tensor) -> Tensor:
-        """Sums per run [runs] → sums per feature [features]."""
-        features = self.feature_of_run()
-        if features is None:
+        """Sums per run [runs] → sums per feature [features].
+
+        Where runs recur they are added by a sum over a dimension: index_add_ has no fixed order on
+        a GPU, and ranks must come to the same bits.
+        """
+        groups = self.tensor.transposed_groups
+        if not groups or not self.length:
             return per_run
-        return per_run.new_zeros(self.features).index_add_(0, features, per_run)
+        total = self.tensor.numel // self.tensor.run
+        whole = pad(per_run, (self.first_run, total - self.first_run - self.runs))
+        return whole.view(groups, -1, self.tensor.shape[1]).sum(1).view(-1)
 
     def by_run(self, per_feature: Tensor) -> Tensor:
         """One number per feature [features] → one per run [runs]."""
@@ -129,12 +135,16 @@ class Piece:
 
 def check_shards(group: dict[str, Any], number: int, shards: Sequence[Shard]) -> None:
     """ValueError where `shards` do not fit the tensors of parameter group `number`."""
+    if not group["connections"]:
+        raise ValueError(f"parameter group {number} has no connections, so no shards to declare")
     params, shapes = group["params"], dict(zip(group["names"], group["shapes"], strict=True))
     if len(params) != 1 or params[0].ndim != 1:
         raise ValueError(
             f"parameter group {number} holds {len(params)} tensor(s): where shards are declared, "
             "one flat tensor stands for the whole group, and no whole tensor may be beside it"
         )
+    if len({shard.name for shard in shards}) < len(shards):
+        raise ValueError(f"parameter group {number} has two shards of one tensor on this rank")
     for shard in shards:
         if tuple(shapes.get(shard.name, ())) != tuple(shard.shape):
             raise ValueError(f"parameter group {number} has no {shard.name} of shape {shard.shape}")

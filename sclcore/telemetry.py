@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from sclcore.optimizer import SCL, Observation
@@ -50,16 +50,21 @@ class Snapshot:
 
 
 def snapshot(optimizer: SCL, sample: int = 1_000_000) -> Snapshot:
-    """Counts are exact; quantiles come from at most `sample` evenly spaced mask variables."""
-    masks = optimizer.masks()
-    live = {name: int(mask.sum()) for name, mask in masks.items()}
-    sizes = {name: mask.numel() for name, mask in masks.items()}
-    variables = list(optimizer.mask_variables().values())
-    init = next(g["mask_init"] for g in optimizer.param_groups if g["connections"])
-    if not variables:
+    """Counts are exact; quantiles come from about `sample` evenly spaced mask variables.
+
+    Collective where state is sharded.
+    """
+    groups = [group for group in optimizer.param_groups if group["connections"]]
+    live = optimizer.live_connections()
+    sizes = {
+        name: math.prod(shape)
+        for group in groups
+        for name, shape in zip(group["names"], group["shapes"], strict=True)
+    }
+    init = groups[0]["mask_init"]
+    values = optimizer.sample_mask_variables(sample)
+    if not len(values):
         return Snapshot(live, sizes, 0.0, (init, init, init), init)
-    stride = max(1, sum(v.numel() for v in variables) // sample)
-    values = torch.cat([v.detach().flatten()[::stride].float().cpu() for v in variables])
     low, median, high = (
         float(values.kthvalue(1 + round(q * (len(values) - 1))).values) for q in (0.05, 0.5, 0.95)
     )

@@ -60,8 +60,12 @@ def live(piece: Piece, blocks: Mapping[int, Tensor] = NO_CUTS.blocks) -> Tensor:
     `blocks` holds the mask variables of the N:M blocks that the piece has only parts of.
     """
     on = unit_step(piece.mask)
-    if piece.tensor.n_m is None:
-        return on
+    return on if piece.tensor.n_m is None else on & chosen(piece, blocks)
+
+
+def chosen(piece: Piece, blocks: Mapping[int, Tensor] = NO_CUTS.blocks) -> Tensor:
+    """Where a connection is among the best N of its N:M block [length], whether above 0 or not."""
+    assert piece.tensor.n_m is not None
     n, m = piece.tensor.n_m
     rows, first = piece.stretches(piece.mask, m), piece.start // m
     if blocks:
@@ -72,7 +76,7 @@ def live(piece: Piece, blocks: Mapping[int, Tensor] = NO_CUTS.blocks) -> Tensor:
     order = rows.argsort(dim=1, descending=True, stable=True)
     best = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, :n], True)
     head = piece.start % m
-    return on & best.view(-1)[head : head + piece.length]
+    return best.view(-1)[head : head + piece.length]
 
 
 def raw_gradient(piece: Piece, grad: Tensor, options: Options) -> Tensor:
@@ -231,7 +235,7 @@ def round_at_random(values: Tensor, piece: Piece, noise: int) -> Tensor:
     bits.bitwise_xor_(bits.bitwise_right_shift(15).bitwise_and_(0x1FFFF)).mul_(-2048144789)
     bits.bitwise_xor_(bits.bitwise_right_shift(13).bitwise_and_(0x7FFFF)).mul_(-1028477387)
     low = bits.bitwise_right_shift(16).bitwise_and_(0xFFFF)
-    return values.view(torch.int32).add(low).bitwise_and_(-65536).view(torch.float32)
+    return values.float().view(torch.int32).add(low).bitwise_and_(-65536).view(torch.float32)
 
 
 def _int32(value: int) -> int:

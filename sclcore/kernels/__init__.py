@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -10,6 +13,8 @@ from torch import Tensor
 
 from sclcore.shards import Piece
 from sclcore.update import Options
+
+_log = logging.getLogger(__name__)
 
 
 class Kernel(Protocol):
@@ -46,5 +51,25 @@ def is_plain(piece: Piece) -> bool:
 
 
 def find_kernel(device: torch.device) -> Kernel | None:
-    """The fused step for `device`, None where the reference is used. SCL_FUSED=0 turns it off."""
+    """The fused step for `device`, None where the reference is used. SCL_FUSED=0 turns it off.
+
+    It is the same one throughout a process, so that no run changes its rounding half-way.
+    """
+    return None if os.environ.get("SCL_FUSED") == "0" else _kernel(device)
+
+
+@functools.cache
+def _kernel(device: torch.device) -> Kernel | None:
+    # Imported here: what they need (a C compiler, Triton) is not everywhere.
+    try:
+        if device.type == "cpu":
+            from sclcore.kernels.cpu import CpuKernel
+
+            return CpuKernel()
+        if device.type == "cuda":
+            from sclcore.kernels.cuda import CudaKernel
+
+            return CudaKernel(device)
+    except (OSError, ImportError) as error:
+        _log.warning("no fused step on %s, the plain one is used: %s", device, error)
     return None

@@ -36,19 +36,38 @@ def slope(proxy: str, m: Tensor) -> Tensor:
 
 class _UnitStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, m: Tensor, proxy: str) -> Tensor:
+    def forward(ctx: Any, m: Tensor, proxy: str, allowed: Tensor) -> Tensor:
         ctx.save_for_backward(m)
         ctx.proxy = proxy
-        return torch.where(m > 0, torch.ones_like(m), torch.zeros_like(m))
+        return torch.where(m > 0, torch.ones_like(m), torch.zeros_like(m)) * allowed
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (m,) = ctx.saved_tensors
-        return grads[0] * slope(ctx.proxy, m), None
+        return grads[0] * slope(ctx.proxy, m), None, None
 
 
-def unit_step(m: Tensor, proxy: str) -> Tensor:
-    return _UnitStep.apply(m, proxy)  # type: ignore[return-value]
+def unit_step(m: Tensor, proxy: str, allowed: Tensor | None = None) -> Tensor:
+    """H(m), 0 where it is not `allowed`; its derivative is the proxy's everywhere."""
+    every = torch.ones_like(m) if allowed is None else allowed.to(m.dtype)
+    return _UnitStep.apply(m, proxy, every)  # type: ignore[return-value]
+
+
+def best_of_blocks(m: Tensor, n_m: tuple[int, int]) -> Tensor:
+    """Where m is among the best n of m neighbours in the flattened fan-in."""
+    n, size = n_m
+    allowed = torch.zeros_like(m, dtype=torch.bool)
+    for row, chosen in zip(m.detach().flatten(1), allowed.view(len(m), -1), strict=True):
+        for first in range(0, len(row), size):
+            block = row[first : first + size].tolist()
+            for place in sorted(range(size), key=lambda i, b=block: -b[i])[:n]:
+                chosen[first + place] = True
+    return allowed
+
+
+def coarse_shape(shape: tuple[int, ...], granularity: str) -> tuple[int, ...]:
+    """The shape of the mask variables of a weight."""
+    return shape[: {"weight": len(shape), "kernel": 2, "feature": 1}[granularity]]
 
 
 def features(module: nn.Module, attribute: str) -> list[tuple[Any, ...]]:
@@ -95,6 +114,8 @@ class Textbook:
         normalize: str,
         costs: Mapping[str, float],
         mask_init: float = 1.0,
+        granularity: Mapping[str, str] | None = None,
+        n_m: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         self.model = copy.deepcopy(model)
         self.lr, self.lam, self.mask_lr = lr, lam, mask_lr
@@ -102,6 +123,7 @@ class Textbook:
         self.weight_decay, self.nesterov = weight_decay, nesterov
         self.proxy, self.normalize, self.costs = proxy, normalize, costs
         self.features = connections_of(model)
+        self.granularity, self.n_m = dict(granularity or {}), dict(n_m or {})
         self.w: dict[str, Tensor] = {}
         self.m: dict[str, Tensor] = {}
         self.dense: dict[str, Tensor] = {}
@@ -109,7 +131,11 @@ class Textbook:
             leaf = p.detach().clone().requires_grad_()
             if name in self.features:
                 self.w[name] = leaf
-                self.m[name] = torch.full_like(leaf, mask_init).requires_grad_()
+                kind = self.granularity.get(name, "weight")
+                m = leaf.new_full(coarse_shape(tuple(leaf.shape), kind), mask_init)
+                if name in self.n_m:
+                    m += leaf.detach().abs()
+                self.m[name] = m.detach().requires_grad_()
             else:
                 self.dense[name] = leaf
         self.velocity = {n: torch.zeros_like(t) for n, t in {**self.w, **self.dense}.items()}
@@ -117,8 +143,19 @@ class Textbook:
 
     def effective(self) -> dict[str, Tensor]:
         """All parameters of the network as it computes: v for connections, the rest as they are."""
-        v = {n: self.w[n] * unit_step(self.m[n], self.proxy) for n in self.w}
+        v = {n: self.w[n] * self.spread(n, self.steps(n)) for n in self.w}
         return {**v, **self.dense}
+
+    def steps(self, name: str) -> Tensor:
+        """H(m) of each mask variable."""
+        m = self.m[name]
+        allowed = best_of_blocks(m, self.n_m[name]) if name in self.n_m else None
+        return unit_step(m, self.proxy, allowed)
+
+    def spread(self, name: str, values: Tensor) -> Tensor:
+        """One number per mask variable → one per weight."""
+        shape = self.w[name].shape
+        return values.reshape(*values.shape, *[1] * (len(shape) - values.ndim)).expand(shape)
 
     def step(self, loss_of: Callable[[Callable[..., Tensor]], Tensor]) -> float:
         """`loss_of(forward)` evaluates the loss; `forward` is the network at the present w, m."""
@@ -152,7 +189,8 @@ class Textbook:
     def _normalised(self, name: str, grad: Tensor) -> Tensor:
         if self.normalize == "none":
             return grad
-        if self.normalize == "layer":
+        single = all(grad[index].numel() == 1 for index in self.features[name])
+        if self.normalize == "layer" or single:
             return grad / (_rms(grad) + EPSILON)
         result = torch.full_like(grad, math.nan)
         for index in self.features[name]:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +10,8 @@ from torch import Tensor, nn
 
 from tests.sclcore import ddp_worker
 from tests.sclcore.nets import mlp, mlp_batches
+from tests.sclcore.ranks import launch
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT = 120  # seconds; a run takes about 10 where nothing else does
 
 
@@ -24,28 +19,7 @@ TIMEOUT = 120  # seconds; a run takes about 10 where nothing else does
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """World size → what each rank came to; a rank that fails or hangs is a failure."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.sclcore.ddp_worker"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder / "store"), str(folder / "out")],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(max(ddp_worker.WORLDS))
-    ]
-    deadline = time.monotonic() + TIMEOUT
-    try:
-        outputs = [p.communicate(timeout=deadline - time.monotonic())[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-            p.wait()
-    for rank, (p, output) in enumerate(zip(processes, outputs, strict=True)):
-        assert p.returncode == 0, f"rank {rank}:\n{output}"
+    launch("tests.sclcore.ddp_worker", folder, world=max(ddp_worker.WORLDS), timeout=TIMEOUT)
     return {
         world: [torch.load(folder / f"out.{world}.{r}", weights_only=True) for r in range(world)]
         for world in ddp_worker.WORLDS

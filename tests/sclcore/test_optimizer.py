@@ -462,6 +462,43 @@ def test_mask_hash_tells_masks_apart_and_nothing_else() -> None:
     assert other.mask_hash() == fresh.mask_hash() != optimizer.mask_hash()
 
 
+def test_live_connections_are_those_of_the_masks() -> None:
+    model, optimizer = _trained()
+    counts = {name: int(mask.sum()) for name, mask in optimizer.masks().items()}
+    assert optimizer.live_connections() == counts
+    optimizer.mask_variables()["0.weight"].fill_(-1.0)
+    optimizer.mask_variables()["0.weight"][0, 0] = 1.0
+    assert optimizer.live_connections() == {**counts, "0.weight": 1}
+    optimizer.write_weights()
+    assert int((model.first.weight != 0).sum()) == 1
+    fresh = _scl(mlp())
+    assert fresh.live_connections() == {"0.weight": 128, "2.weight": 64}
+
+
+def test_groups_may_be_stepped_one_by_one() -> None:
+    """As DeepSpeed does: others neither hide what was held, nor step where the first did not."""
+    model = mlp()
+    optimizer = SCL(connection_groups(model), lr=0.05, lam=50.0, mask_lr=0.1)
+    groups = optimizer.param_groups
+    observed = []
+    for index, batch in enumerate(mlp_batches(10)):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(batch[0]), batch[1]).backward()
+        grad, before = model.first.weight.grad, model.first.bias.detach().clone()
+        assert grad is not None
+        if index == 8:
+            grad[0, 0] = math.nan
+        for group in groups:
+            optimizer.param_groups = [group]
+            optimizer.step()
+        optimizer.param_groups = groups
+        observed.append((list(optimizer.held_layers), torch.equal(model.first.bias, before)))
+    assert observed[7] == (["0.weight", "2.weight"], False)
+    assert observed[8] == ([], True), "biases stay where masks do"
+    assert observed[9] == (["0.weight", "2.weight"], False)
+    assert optimizer.skipped_steps == 1
+
+
 # --- the guards -----------------------------------------------------------------------------------
 
 
@@ -533,6 +570,15 @@ def test_min_connections_chooses_by_score() -> None:
     layer.weight.grad = torch.tensor([[-9.0, -9.0, -9.0, -9.0]])
     optimizer.step()
     assert optimizer.held_layers == [] and bool(optimizer.masks()["weight"].all())
+
+
+def test_min_connections_keeps_the_first_of_equals() -> None:
+    """So that ranks with parts of the layer, however it is cut, keep the same."""
+    layer = nn.Linear(16, 8, bias=False)
+    optimizer = SCL(connection_groups(layer), lr=0.0, lam=9.0, mask_lr=1.0, min_connections=40)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.step()
+    assert optimizer.masks()["weight"].flatten().tolist() == [i < 40 for i in range(128)]
 
 
 def test_min_connections_above_the_size_of_a_layer_keeps_all_of_it() -> None:

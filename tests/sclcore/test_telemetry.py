@@ -209,6 +209,25 @@ def test_snapshot_quantiles() -> None:
     assert sampled.live == shot.live
 
 
+def test_sampled_mask_variables_are_evenly_spaced_over_every_tensor() -> None:
+    model = mlp()
+    optimizer = SCL(connection_groups(model), lr=0.1, lam=0.1)
+    assert len(optimizer.sample_mask_variables(10)) == 0, "there are none before the first step"
+    train(model, optimizer, mlp_batches(3))
+    variables = optimizer.mask_variables()
+    sample = optimizer.sample_mask_variables(24)
+    assert torch.equal(sample, torch.cat([m.flatten()[::8] for m in variables.values()]))
+    assert len(optimizer.sample_mask_variables(1_000_000)) == 192
+
+
+def test_a_snapshot_gathers_no_whole_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would be a message of the size of the model where state is sharded."""
+    optimizer = _with_masks([0.5, -0.5])
+    for method in ("masks", "mask_variables"):
+        monkeypatch.setattr(optimizer, method, None)
+    assert snapshot(optimizer).live == {"weight": 1}
+
+
 def test_snapshot_before_the_first_step() -> None:
     optimizer = SCL(connection_groups(mlp()), lr=0.1, lam=0.1, mask_init=0.5)
     shot = snapshot(optimizer)

@@ -1,0 +1,192 @@
+"""The fused step on CPUs: one walk through memory per pass (`cpu.c`), shared between threads.
+
+The second pass rounds like `sclcore.update`, operation by operation, on CPUs with fused
+multiply-add; only softplus may differ in the last bit, by its exponential. The first pass adds up
+squares in another order, so divisors may differ in the last bit, and what follows from them. Its
+results depend neither on the number of threads nor on which vectors the CPU has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Thread
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from sclcore.kernels import compiler
+from sclcore.shards import Piece
+from sclcore.step import LEAKY_SLOPE
+from sclcore.update import Options
+
+_PROXIES = ("identity", "leaky_relu", "softplus", "relu", "clipped")
+# Below this many weights a second thread takes longer to start than it saves.
+_WEIGHTS_PER_THREAD = 2**17
+
+
+class _Piece(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("grad", "param", "weight", "mask")),
+        *((name, ctypes.c_void_p) for name in ("momentum", "mask_momentum")),
+        *((name, ctypes.c_int64) for name in ("begin", "length", "run", "head")),
+        *((name, ctypes.c_int64) for name in ("first_run", "span", "features", "offset")),
+        *((name, ctypes.c_float) for name in ("price", "reach")),
+    )
+
+
+class _Settings(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_float) for name in ("lr", "momentum", "weight_decay", "mask_lr")),
+        *((name, ctypes.c_float) for name in ("mask_momentum", "leaky_slope")),
+        *((name, ctypes.c_int32) for name in ("nesterov", "proxy")),
+    )
+
+
+class CpuKernel:
+    """`sclcore.kernels.Kernel` in compiled C. Raises OSError where it cannot be compiled."""
+
+    def __init__(self) -> None:
+        library = compiler.load(Path(__file__).with_name("cpu.c"))
+        span = (ctypes.c_int64, ctypes.c_int64)
+        shared = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, *span)
+        self._sums, self._update = library.scl_sums, library.scl_update
+        self._sums.argtypes = (*shared, ctypes.c_void_p)
+        self._update.argtypes = (*shared, ctypes.c_void_p, ctypes.c_void_p)
+        self._sums.restype = self._update.restype = None
+
+    def sums(
+        self, pieces: Sequence[Piece], grads: Sequence[Tensor], options: Sequence[Options]
+    ) -> Tensor:
+        grads = [grad.contiguous() for grad in grads]
+        runs = [piece.runs for piece in pieces]
+        table, settings = _table(pieces, grads, options, runs), _settings(options[0])
+        found = torch.empty(sum(runs))
+
+        def work(_: int, begin: int, end: int) -> None:
+            self._sums(table, len(table), ctypes.byref(settings), begin, end, found.data_ptr())
+
+        _share(work, _threads(pieces), pieces)
+        if not any(piece.tensor.transposed_groups for piece in pieces):
+            return found
+        parts = zip(pieces, found.split(runs), strict=True)
+        return torch.cat([piece.by_feature(part) for piece, part in parts])
+
+    def update(
+        self,
+        pieces: Sequence[Piece],
+        grads: Sequence[Tensor],
+        options: Sequence[Options],
+        divisors: Tensor,
+    ) -> Tensor:
+        grads, divisors = [grad.contiguous() for grad in grads], divisors.contiguous()
+        features = [piece.features for piece in pieces]
+        table, settings = _table(pieces, grads, options, features), _settings(options[0])
+        narrow = _narrow_params(pieces, table)
+        threads = _threads(pieces)
+        counts = torch.zeros(threads, len(pieces), 4, dtype=torch.int64)
+
+        def work(thread: int, begin: int, end: int) -> None:
+            mine = counts[thread].data_ptr()
+            shared = (table, len(table), ctypes.byref(settings), begin, end)
+            self._update(*shared, divisors.data_ptr(), mine)
+
+        _share(work, threads, pieces)
+        for piece, values in narrow:
+            piece.param.copy_(values)
+        _announce(pieces)
+        return counts.sum(0)
+
+
+def _table(
+    pieces: Sequence[Piece], grads: Sequence[Tensor], options: Sequence[Options], sizes: list[int]
+) -> ctypes.Array[_Piece]:
+    """One row per piece; `sizes` says how much of the vector over all pieces belongs to each."""
+    rows, begin, offset = [], 0, 0
+    for piece, grad, settings, size in zip(pieces, grads, options, sizes, strict=True):
+        tensor = piece.tensor
+        recurring = bool(tensor.transposed_groups)
+        inner = tensor.shape[1] if recurring else 1
+        inputs = tensor.shape[0] // tensor.transposed_groups if recurring else 1
+        rows.append(
+            _Piece(
+                grad=grad.data_ptr(),
+                param=piece.param.data_ptr(),
+                weight=piece.weight.data_ptr(),
+                mask=piece.mask.data_ptr(),
+                momentum=None if piece.momentum is None else piece.momentum.data_ptr(),
+                mask_momentum=piece.mask_momentum.data_ptr(),
+                begin=begin,
+                length=piece.length,
+                run=tensor.run,
+                head=piece.start % tensor.run,
+                first_run=piece.first_run if recurring else 0,
+                span=inputs * inner,
+                features=inner,
+                offset=offset,
+                price=settings.price,
+                reach=settings.reach,
+            )
+        )
+        begin, offset = begin + piece.length, offset + size
+    return (_Piece * len(rows))(*rows)
+
+
+def _settings(options: Options) -> _Settings:
+    return _Settings(
+        lr=options.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        mask_lr=options.mask_lr,
+        mask_momentum=options.mask_momentum,
+        leaky_slope=LEAKY_SLOPE,
+        nesterov=options.nesterov,
+        proxy=_PROXIES.index(options.proxy),
+    )
+
+
+def _narrow_params(
+    pieces: Sequence[Piece], table: ctypes.Array[_Piece]
+) -> list[tuple[Piece, Tensor]]:
+    """Buffers in float32 for the parameters that have less; the rows of `table` are set to them."""
+    narrow = []
+    for piece, row in zip(pieces, table, strict=True):
+        if piece.param.dtype != torch.float32:
+            buffer = torch.empty(piece.length)
+            row.param = buffer.data_ptr()
+            narrow.append((piece, buffer))
+    return narrow
+
+
+def _announce(pieces: Sequence[Piece]) -> None:
+    """What PyTorch cannot know: the parameters have changed, and what else shows them."""
+    # A backward through what they were must fail, as it does after any step in place.
+    increment_version([piece.param for piece in pieces])
+    for piece in pieces:
+        if piece.target is not None:
+            piece.target.copy_(piece.param.view(piece.target.shape))
+
+
+def _threads(pieces: Sequence[Piece]) -> int:
+    weights = sum(piece.length for piece in pieces)
+    return min(torch.get_num_threads(), math.ceil(weights / _WEIGHTS_PER_THREAD))
+
+
+def _share(work: Callable[[int, int, int], None], threads: int, pieces: Sequence[Piece]) -> None:
+    """Call `work(thread, begin, end)` for equal stretches of all weights, at the same time.
+
+    The compiled code runs without the lock of the interpreter. No pool is kept: it would not
+    survive a fork, and starting a thread takes less than a tenth of a millisecond.
+    """
+    weights = sum(piece.length for piece in pieces)
+    bounds = [weights * thread // threads for thread in range(threads + 1)]
+    spans = [(thread, bounds[thread], bounds[thread + 1]) for thread in range(threads)]
+    others = [Thread(target=work, args=span) for span in spans[1:]]
+    for other in others:
+        other.start()
+    work(*spans[0])
+    for other in others:
+        other.join()
