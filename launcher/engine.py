@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 from torch.optim import Optimizer
 
@@ -27,9 +28,14 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     ranks: int = Field(default=1, ge=1, description="processes `scl train` starts on this machine")
-    precision: Literal["fp32", "bf16"] = Field(
+    precision: Literal["fp32", "autocast", "bf16"] = Field(
         default="fp32",
-        description="bf16: autocast of forward and backward; weights and masks stay fp32",
+        description="autocast: bfloat16 arithmetic where it is safe; bf16: the model in bfloat16, "
+        "latent weights and masks in float32",
+    )
+    zero_stage: Literal[0, 1, 2] = Field(
+        default=0,
+        description="what ranks share out: 0 nothing, 1 optimizer state, 2 gradients as well",
     )
     max_micro_batch: int = Field(
         default=256,
@@ -40,9 +46,34 @@ class EngineConfig(BaseModel):
     timeout_s: int = Field(
         default=600, ge=10, description="a collective that takes longer ends the run"
     )
+    compare_masks_every: int = Field(
+        default=1000,
+        ge=0,
+        description="updates between comparisons of the masks of all ranks; 0: only when saving",
+    )
     max_skipped_steps: int = Field(
         default=10, ge=1, description="updates in a row with a non-finite gradient that end the run"
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: object) -> object:
+        if value == "fp16":
+            raise ValueError(
+                "fp16 needs loss scaling, whose skipped steps move the schedule but not the masks: "
+                "should be fp32, autocast or bf16"
+            )
+        return value
+
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _no_stage_3(cls, value: object) -> object:
+        if value == 3:
+            raise ValueError(
+                "stage 3 takes the parameters away between steps, and evaluation, batch norm and "
+                "saving need them whole: should be 0, 1 or 2"
+            )
+        return value
 
 
 def accumulation_steps(global_batch_size: int, world_size: int, max_micro_batch: int) -> int:
@@ -105,7 +136,7 @@ def build_engine(
     clip_grad_norm: float | None,
     config: EngineConfig,
 ) -> Any:
-    """A DeepSpeed engine around `model` and `optimizer`, in stage 0: state is whole on each rank.
+    """A DeepSpeed engine around `model` and `optimizer`.
 
     DeepSpeed broadcasts the parameters of rank 0 here, and averages gradients at each boundary of
     accumulation, so that `optimizer.step()` sees those of the global batch.
@@ -118,12 +149,50 @@ def build_engine(
         "gradient_accumulation_steps": plan.accumulation,
         # Left out, DeepSpeed clips at 1.0; 0 is no clipping.
         "gradient_clipping": clip_grad_norm or 0.0,
-        "zero_optimization": {"stage": 0},
-        "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {
+            "enabled": config.precision == "autocast",
+            "dtype": "bfloat16",
+            # Stages 1 and 2 would send the gradients of these in bfloat16, stage 0 would not.
+            "lower_precision_safe_modules": [],
+        },
+        "bf16": {"enabled": config.precision == "bf16"},
+        # Batch norm wants its statistics in the precision of its input.
+        "data_types": {"buffer_dtype": "bf16" if config.precision == "bf16" else None},
         "steps_per_print": 2**31,
     }
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    with _no_step(optimizer):
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
+
+
+@contextlib.contextmanager
+def _no_step(optimizer: Optimizer) -> Iterator[None]:
+    """DeepSpeed's bf16 wrapper tries the optimizer out on gradients of 0: λ must not act then."""
+    optimizer.step = lambda closure=None: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del optimizer.step
+
+
+def apply_update(engine: Any) -> float:
+    """The update at a boundary of accumulation, from the gradient averaged over all ranks.
+
+    Returns the 2-norm of the gradient; where it is not finite, nothing was updated on any rank.
+    """
+    wrapper = engine.optimizer
+    if wrapper is not engine.basic_optimizer:
+        engine.step()
+        return math.inf if wrapper.overflow else float(wrapper._global_grad_norm)
+    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(grads))
+    if not math.isfinite(norm):
+        # Without gradients an optimizer's step changes nothing.
+        wrapper.zero_grad(set_to_none=True)
+    engine.step()
+    return norm
 
 
 def _quiet() -> None:

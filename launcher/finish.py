@@ -14,13 +14,16 @@ from launcher.terminal import say
 from launcher.tracking import Tracker
 from sclcore import SCL, layer_budgets, weight_uses
 from sclcore.export import budgets_csv, save_sparse_model
+from sclcore.optimizer import hash_masks
 
 
-def write_results(session: Session, tracker: Tracker, progress: Progress) -> None:
-    """Write everything into the run's folder and show it. Rank 0 only."""
+def write_results(session: Session, tracker: Tracker | None, progress: Progress) -> None:
+    """Write everything into the run's folder and show it, on rank 0. Collective."""
     recipe, model, optimizer = session.recipe, session.model, session.optimizer
     folder = recipe.folder
     masks = optimizer.masks() if isinstance(optimizer, SCL) else None
+    if tracker is None:
+        return
     size, channels = recipe.data.image_size, session.manifest.image.channels
     uses = weight_uses(model, torch.empty(1, channels, size, size))
     budgets = layer_budgets(model, uses, masks)
@@ -36,7 +39,7 @@ def write_results(session: Session, tracker: Tracker, progress: Progress) -> Non
         "macs": sum(b.macs for b in budgets),
         "macs_dense": sum(b.macs_dense for b in budgets),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "mask_hash": optimizer.mask_hash() if isinstance(optimizer, SCL) else None,
+        "mask_hash": hash_masks(masks) if masks is not None else None,
         "epochs": recipe.optim.epochs,
         "train_seconds": progress.seconds,
         "world_size": session.world.world_size,

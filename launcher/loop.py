@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from data.errors import DataError
 from launcher import finish, state
 from launcher.checkpoint import Checkpoint
 from launcher.cluster import World
-from launcher.engine import process_group
+from launcher.engine import apply_update, process_group
 from launcher.errors import RunError
 from launcher.monitor import Monitor
 from launcher.preflight import find_start, open_inputs
@@ -29,6 +27,7 @@ from launcher.tracking import Tracker
 def train(session: Session, start: Checkpoint | None) -> int:
     """Train to the end, or until a signal. Returns the exit code: 0, or 128 + signal number."""
     recipe, steps_per_epoch = session.recipe, session.plan.steps_per_epoch
+    every = recipe.engine.compare_masks_every
     stop = StopSignal()
     progress = state.restore(start, session)
     tracker = open_tracker(session, progress)
@@ -47,6 +46,8 @@ def train(session: Session, start: Checkpoint | None) -> int:
                     exit_code = 128 + signal_number
                     return exit_code
                 train_step(session, batches, progress, monitor)
+                if every and progress.step % every == 0:
+                    state.check_masks_agree(session)
                 if monitor.skipped_in_a_row >= recipe.engine.max_skipped_steps:
                     saver.save(progress)
                     raise RunError(
@@ -59,8 +60,7 @@ def train(session: Session, start: Checkpoint | None) -> int:
             done = epoch + 1
             if done % recipe.checkpoint.every_epochs == 0 or done == recipe.optim.epochs:
                 saver.save(progress, comparable=session.masks_are_final(progress.step))
-        if tracker is not None:
-            finish.write_results(session, tracker, progress)
+        finish.write_results(session, tracker, progress)
         exit_code = 0
         return exit_code
     finally:
@@ -88,17 +88,10 @@ def train_step(
         monitor.after_micro_batch(loss, logits, batch)
         if micro_step + 1 < session.plan.accumulation:
             session.engine.step()
-    # At the boundary DeepSpeed has averaged the gradient over all ranks: all come to one verdict.
-    grads = [p.grad for p in session.model.parameters() if p.grad is not None]
-    grad_norm = float(torch.nn.utils.get_total_norm(grads))
-    skipped = not math.isfinite(grad_norm)
-    if skipped:
-        # Without gradients an optimizer's step changes nothing.
-        session.optimizer.zero_grad(set_to_none=True)
-    session.engine.step()
+    grad_norm = apply_update(session.engine)
     progress.step += 1
     progress.seconds += time.perf_counter() - began
-    monitor.after_step(progress.step, grad_norm=grad_norm, data_wait=data_wait, skipped=skipped)
+    monitor.after_step(progress.step, grad_norm=grad_norm, data_wait=data_wait)
 
 
 def open_tracker(session: Session, progress: state.Progress) -> Tracker | None:

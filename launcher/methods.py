@@ -64,32 +64,50 @@ class SCLMethod(BaseModel):
     min_connections: int = Field(
         default=1, ge=0, description="connections every layer keeps at least"
     )
+    mask_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="precision of the mask variables; bfloat16 saves 4 bytes a weight",
+    )
     exclude: list[str] = Field(
         default_factory=list, description="patterns of layers that stay dense, such as conv1"
+    )
+    granularity: Literal["weight", "kernel", "feature"] | dict[str, str] = Field(
+        default="weight",
+        description="what lives or dies together: a value, or patterns of layers with values",
+    )
+    n_m: str | dict[str, str] | None = Field(
+        default=None,
+        description="at most N of M neighbours live, such as 2:4: a value, or patterns with values",
     )
 
     def optimizer(self, model: nn.Module, optim: OptimConfig, example: Tensor) -> SCL:
         """SCL over the connections of `model`; `example` is one input, for its shape alone."""
         try:
             groups = connection_groups(
-                model, exclude=self.exclude, cost=self.cost, example_input=example
+                model,
+                exclude=self.exclude,
+                cost=self.cost,
+                example_input=example,
+                granularity=self.granularity,
+                n_m=self.n_m,
+            )
+            return SCL(
+                groups,
+                lr=optim.lr,
+                momentum=optim.momentum,
+                nesterov=optim.nesterov and optim.momentum > 0,
+                weight_decay=optim.weight_decay,
+                lam=self.lam,
+                mask_lr=self.mask_lr,
+                mask_momentum=self.mask_momentum,
+                proxy=self.proxy,
+                normalize=self.normalize,
+                mask_init=self.mask_init,
+                min_connections=self.min_connections,
+                mask_dtype=self.mask_dtype,
             )
         except ValueError as error:
             raise UsageError(f"method: {error}") from error
-        return SCL(
-            groups,
-            lr=optim.lr,
-            momentum=optim.momentum,
-            nesterov=optim.nesterov and optim.momentum > 0,
-            weight_decay=optim.weight_decay,
-            lam=self.lam,
-            mask_lr=self.mask_lr,
-            mask_momentum=self.mask_momentum,
-            proxy=self.proxy,
-            normalize=self.normalize,
-            mask_init=self.mask_init,
-            min_connections=self.min_connections,
-        )
 
 
 class DenseMethod(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import sys
 import time
@@ -63,12 +64,13 @@ class Monitor:
         )
         self._count += count
 
-    def after_step(self, step: int, *, grad_norm: float, data_wait: float, skipped: bool) -> None:
+    def after_step(self, step: int, *, grad_norm: float, data_wait: float) -> None:
         """`step` counts from 1 here: the number of updates tried so far. Collective when it logs.
 
         Raises RunError when more samples were corrupt than the recipe allows.
         """
         self._data_wait += data_wait
+        skipped = not math.isfinite(grad_norm)
         self.skipped += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if isinstance(self._optimizer, SCL):
@@ -91,12 +93,12 @@ class Monitor:
             )
 
     def end_epoch(self, epoch: int, step: int, results: dict[str, float]) -> None:
-        """Log the evaluation and say in one line how the epoch went."""
+        """Log the evaluation and say in one line how the epoch went. Collective."""
+        shot = snapshot(self._optimizer) if isinstance(self._optimizer, SCL) else None
         if self._tracker is None:
             return
         if self._bar is not None:
             self._bar.close()
-        shot = snapshot(self._optimizer) if isinstance(self._optimizer, SCL) else None
         series = dict(results) | (shot.metrics() if shot else {})
         self._tracker.log(series, step=step, epoch=step / self._steps_per_epoch)
         density = f"  density {shot.density:7.2%}" if shot else ""
@@ -123,6 +125,7 @@ class Monitor:
         self._corrupt += corrupt
         self._last_loss = loss / count
         self._rate = count / elapsed
+        optimizer_series = self._optimizer_series(step)
         if self._tracker is not None:
             series = {
                 "train/loss": self._last_loss,
@@ -135,7 +138,7 @@ class Monitor:
                 "speed/memory_gib": _memory_gib(self._device),
             }
             self._tracker.log(
-                series | self._optimizer_series(step), step=step, epoch=step / self._steps_per_epoch
+                series | optimizer_series, step=step, epoch=step / self._steps_per_epoch
             )
             if self._bar is not None:
                 self._bar.set_postfix(loss=f"{self._last_loss:.3f}", refresh=False)
@@ -158,7 +161,7 @@ class Monitor:
             held_layers=sorted(self._held),
             revivals=observed.get("masks/revivals"),
         )
-        for warning in warnings:
+        for warning in warnings if self._tracker is not None else ():
             _log.warning("%s", warning)
         return series | shot.metrics() | observed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from launcher.cluster import World
 from launcher.engine import build_engine
 from launcher.evaluate import evaluate
 from launcher.models import create_model
+from launcher.optimizer_state import OptimizerState, parameter_names
 from launcher.preflight import Inputs
-from launcher.ranks import average_batch_norm
+from launcher.ranks import average_batch_norm, sum_over_ranks
 from launcher.recipe import Recipe
 from sclcore import Scheduler
+from sclcore.kernels import find_kernel
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Session:
     plan: BatchPlan
     model: nn.Module
     optimizer: Optimizer
+    optimizer_state: OptimizerState
     scheduler: Scheduler
     engine: Any
     loss_function: nn.Module
@@ -63,14 +67,19 @@ class Session:
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits [batch, classes] in float32."""
-        return self.engine(normalise(batch["image"], self.manifest.image)).float()
+        return self.network(normalise(batch["image"], self.manifest.image))
+
+    def network(self, images: Tensor) -> Tensor:
+        """Logits [batch, classes] in float32, of normalised images."""
+        dtype = next(self.model.parameters()).dtype
+        return self.engine(images.to(dtype)).float()
 
     def evaluate(self) -> dict[str, float]:
         """Results on the validation split, with the statistics of all ranks. Collective."""
         average_batch_norm(self.model)
         self.engine.eval()
         return evaluate(
-            self.engine,
+            self.network,
             self.val_set,
             self.recipe.data,
             device=self.device,
@@ -88,6 +97,7 @@ class Session:
 def build_session(recipe: Recipe, inputs: Inputs, world: World, device: torch.device) -> Session:
     """Build model, optimizer and engine; the same initial weights on every rank. Collective."""
     seed_everything(recipe.seed)
+    agree_on_fused_steps(device)
     plan = inputs.plan(recipe, world.world_size, world.rank)
     channels, size = inputs.manifest.image.channels, recipe.data.image_size
     model = create_model(
@@ -95,6 +105,7 @@ def build_session(recipe: Recipe, inputs: Inputs, world: World, device: torch.de
     ).to(device)
     optimizer = recipe.method.optimizer(model, recipe.optim, torch.empty(1, channels, size, size))
     scheduler = Scheduler(optimizer, recipe.schedule)
+    names = parameter_names(model, optimizer)
     engine = build_engine(
         model,
         optimizer,
@@ -111,10 +122,18 @@ def build_session(recipe: Recipe, inputs: Inputs, world: World, device: torch.de
         plan=plan,
         model=model,
         optimizer=optimizer,
+        optimizer_state=OptimizerState(engine, model, optimizer, names),
         scheduler=scheduler,
         engine=engine,
         loss_function=nn.CrossEntropyLoss(label_smoothing=recipe.optim.label_smoothing),
     )
+
+
+def agree_on_fused_steps(device: torch.device) -> None:
+    """Let no rank round differently: without a fused step on one, none is used. Collective."""
+    missing = torch.tensor([float(find_kernel(device) is None)], device=device)
+    if sum_over_ranks(missing) > 0:
+        os.environ["SCL_FUSED"] = "0"
 
 
 def seed_everything(seed: int) -> None:

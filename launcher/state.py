@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
-from torch.optim import Optimizer
 
 from launcher import checkpoint
 from launcher.checkpoint import Checkpoint
@@ -45,8 +46,9 @@ class Saver:
         Raises RunError on all ranks when their masks differ.
         """
         session = self._session
-        check_masks_agree(session.optimizer)
+        check_masks_agree(session)
         ranks = gather_to_main(local_state(session.model, session.device))
+        optimizer = session.optimizer_state.gather()
         top1 = progress.results.get("val/top1", -1.0)
         best = comparable and top1 > progress.best_top1
         if best:
@@ -57,7 +59,7 @@ class Saver:
         if ranks is not None:
             parts: dict[str, Any] = {
                 "model": session.model.state_dict(),
-                "optimizer": session.optimizer.state_dict(),
+                "optimizer": optimizer,
             }
             parts |= {f"rank-{rank:05d}": state for rank, state in enumerate(ranks)}
             checkpoint.save(
@@ -89,7 +91,7 @@ def restore(start: Checkpoint | None, session: Session) -> Progress:
         return Progress()
     world = session.world
     session.model.load_state_dict(checkpoint.load_part(start, "model"))
-    session.optimizer.load_state_dict(checkpoint.load_part(start, "optimizer"))
+    session.optimizer_state.load(checkpoint.load_part(start, "optimizer"))
     same_world = start.meta["environment"]["world_size"] == world.world_size
     own = world.rank if same_world else 0
     rank_state = checkpoint.load_part(start, f"rank-{own:05d}")
@@ -99,10 +101,20 @@ def restore(start: Checkpoint | None, session: Session) -> Progress:
     return Progress(**start.meta["progress"])
 
 
-def check_masks_agree(optimizer: Optimizer) -> None:
-    """Compare the hash of all masks over the ranks; RunError names both hashes. Collective."""
-    ours = optimizer.mask_hash() if isinstance(optimizer, SCL) else ""
-    hashes = from_main(gather_to_main(ours))
+def check_masks_agree(session: Session) -> None:
+    """Compare the live connections of the ranks' networks; RunError names both hashes. Collective.
+
+    It is the network that is compared, as each rank computes with it: under ZeRO no rank holds all
+    masks, but the weights that were gathered must have the same zeros everywhere.
+    """
+    if not isinstance(session.optimizer, SCL):
+        return
+    digest = hashlib.sha256()
+    for name, parameter in session.model.named_parameters():
+        if name in session.optimizer.connection_names:
+            live = (parameter.detach() != 0).flatten()
+            digest.update(numpy.packbits(live.cpu().numpy()).tobytes())
+    hashes = from_main(gather_to_main(digest.hexdigest()))
     for rank, other in enumerate(hashes):
         if other != hashes[0]:
             raise RunError(

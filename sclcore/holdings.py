@@ -15,6 +15,7 @@ from torch.distributed.tensor import Shard as ShardedAlong
 
 from sclcore.exchange import Exchange
 from sclcore.geometry import Geometry, geometry_of
+from sclcore.kernels import is_plain
 from sclcore.shards import Piece, flat, is_dense, keeps_features_together
 from sclcore.update import LIVE, live
 
@@ -61,6 +62,13 @@ class Holdings:
         self.pieces = [piece for piece, _ in found]
         self._sources = [source for _, source in found]
         self._memory = [*_memory(self._groups, state)]
+        self._known_places: dict[tuple[int, ...], Tensor] = {}
+        by_group: dict[int, list[int]] = {}
+        for i, piece in enumerate(self.pieces):
+            if is_plain(piece):
+                by_group.setdefault(id(self.owners[piece.index]), []).append(i)
+        self.plain_batches = [*by_group.values()]
+        """The pieces of each group that a fused step takes, all with the same settings."""
         # Not of the pieces: a rank may hold none.
         params = [param for group in groups for param in group["params"]]
         self.device = params[0].device
@@ -109,8 +117,14 @@ class Holdings:
         """Keep what a step counted of each piece, and the pieces whose masks it moved."""
         self.moved = moved
         if counted:
-            tensors = torch.tensor([self.pieces[i].index for i in counted], device=self.device)
-            self.counts[tensors] = torch.stack([*counted.values()])
+            self.counts[self._places_of(tuple(counted))] = torch.stack([*counted.values()])
+
+    def _places_of(self, pieces: tuple[int, ...]) -> Tensor:
+        """The tensors of pieces, on the device; kept, since making it waits for the device."""
+        if pieces not in self._known_places:
+            places = [self.pieces[i].index for i in pieces]
+            self._known_places[pieces] = torch.tensor(places, device=self.device)
+        return self._known_places[pieces]
 
     def total_counts(self) -> list[int]:
         """Live connections of each tensor. Collective where tensors are sharded.

@@ -358,6 +358,7 @@ class SCL(Optimizer):
             dampening=0.0,
             nesterov=group["nesterov"],
             maximize=False,
+            foreach=params[0].is_cuda,
         )
         for p, buffer in zip(params, buffers, strict=True):
             if buffer is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from sclcore import update
 from sclcore.guard import farthest, pace
 from sclcore.holdings import Holdings
-from sclcore.kernels import find_kernel, is_plain
+from sclcore.kernels import find_kernel
 from sclcore.update import Cuts, Options
 
 # Below this a feature's gradient is nothing but zeros: it only keeps 0 / 0 from being NaN.
@@ -79,7 +78,7 @@ def first_pass(
     learning = [i for i in grads if options[i].mask_lr]
     sums = [held.zeros(piece.features) for piece in held.pieces]
     units = [held.zeros(p.units if p.tensor.unit > 1 else 0) for p in held.pieces]
-    kernel, batches, rest = _share_out(held, learning, options)
+    kernel, batches, rest = _share_out(held, learning)
     for batch in batches:
         found = kernel.sums(*_of(batch, held.pieces, grads, options))
         parts = found.split([held.feature_counts[i] for i in batch])
@@ -104,7 +103,7 @@ def second_pass(
 ) -> None:
     """Move everything and leave what was counted in `held`. Collective where N:M blocks are cut."""
     parts = divisors.split(held.feature_counts)
-    kernel, batches, rest = _share_out(held, [*grads], options)
+    kernel, batches, rest = _share_out(held, [*grads])
     counted: dict[int, Tensor] = {}
     for batch in batches:
         divisor = divisors if len(batch) == len(parts) else torch.cat([parts[i] for i in batch])
@@ -130,19 +129,15 @@ def normalisers(held: Holdings, sums: Tensor, layer_sums: Tensor) -> tuple[Tenso
     return rms, divisors.masked_fill_(held.unnormalised, 1.0)
 
 
-def _share_out(
-    held: Holdings, wanted: Sequence[int], options: Sequence[Options]
-) -> tuple[Any, list[list[int]], list[int]]:
-    """(fused step, batches of pieces it takes with equal settings, the other pieces)."""
+def _share_out(held: Holdings, wanted: Sequence[int]) -> tuple[Any, list[list[int]], list[int]]:
+    """(fused step, batches of pieces that it takes at once, the other pieces)."""
     kernel = find_kernel(held.device)
-    batches: dict[Any, list[int]] = {}
-    if kernel is not None:
-        for i in wanted:
-            if is_plain(held.pieces[i]):
-                settings = dataclasses.replace(options[i], price=0.0, reach=0.0, noise=0)
-                batches.setdefault(settings, []).append(i)
-    fused = {i for batch in batches.values() for i in batch}
-    return kernel, [*batches.values()], [i for i in wanted if i not in fused]
+    if kernel is None:
+        return None, [], [*wanted]
+    chosen = set(wanted)
+    batches = [[i for i in batch if i in chosen] for batch in held.plain_batches]
+    fused = {i for batch in batches for i in batch}
+    return kernel, [batch for batch in batches if batch], [i for i in wanted if i not in fused]
 
 
 def _of(chosen: Sequence[int], *lists: Sequence[Any] | Grads) -> tuple[list[Any], ...]:

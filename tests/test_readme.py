@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from launcher import cli
+from launcher.models import model_on_meta
+from launcher.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -41,6 +48,44 @@ def test_the_two_lines_in_ones_own_loop() -> None:
     assert live == sum(int(torch.count_nonzero(w)) for w in weights)
     assert live < sum(w.numel() for w in weights) / 2
     assert (model(images).argmax(1) == labels).float().mean() > 0.9
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_the_loop_under_fsdp2() -> None:
+    """As documented, in a process of its own, as one rank of one."""
+    fsdp, semi_structured = blocks("docs/scaling.md", "python")
+    batches = "import torch\nbatches = [(torch.randn(8, 64), torch.arange(8))] * 3\n"
+    shown = "\nprint(sum(int(m.sum()) for m in masks.values()))\n"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    world = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    result = subprocess.run(
+        [sys.executable, "-c", batches + fsdp + shown],
+        cwd=ROOT,
+        env=os.environ | world,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) == 64 * 100 + 100 * 10, "3 updates kill nothing yet"
+    # Needs a GPU with sparse tensor cores; at least it is Python.
+    compile(semi_structured, "docs/scaling.md", "exec")
+
+
+def test_the_granularities_of_the_document_fit_resnet50() -> None:
+    [text] = blocks("docs/scaling.md", "yaml")
+    values = yaml.safe_load(text)["method"]["granularity"]
+    recipe = load_recipe(ROOT / "recipes/resnet50_scl.yaml", [f"method.granularity={values}"])
+    model, image = model_on_meta(recipe.model, num_classes=1000, in_chans=3, image_size=64)
+    [group, *_] = recipe.method.optimizer(model, recipe.optim, image).param_groups
+    granularity = dict(zip(group["names"], group["granularity"], strict=True))
+    assert granularity["fc.weight"] == "weight" and granularity["layer1.0.conv2.weight"] == "kernel"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

@@ -17,7 +17,6 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
-from torch.nn.functional import pad
 
 from sclcore.kernels import triton_kernels
 from sclcore.shards import Piece
@@ -70,7 +69,7 @@ class CudaKernel:
         if not any(piece.tensor.transposed_groups for piece in pieces):
             return found
         parts = zip(pieces, found.split(tables.runs), strict=True)
-        return torch.cat([_by_feature(piece, part) for piece, part in parts])
+        return torch.cat([piece.by_feature(part) for piece, part in parts])
 
     def update(
         self,
@@ -202,16 +201,3 @@ def _upload(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
-
-
-def _by_feature(piece: Piece, per_run: Tensor) -> Tensor:
-    """Sums per run [runs] → per feature [features], always added in the same order.
-
-    `Piece.by_feature` adds with atomics on a GPU, in whatever order they come.
-    """
-    tensor = piece.tensor
-    if not tensor.transposed_groups:
-        return per_run
-    total, end = tensor.numel // tensor.run, piece.first_run + piece.runs
-    whole = pad(per_run, (piece.first_run, total - end))
-    return whole.view(tensor.transposed_groups, -1, tensor.shape[1]).sum(1).view(-1)

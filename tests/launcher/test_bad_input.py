@@ -35,6 +35,16 @@ REFUSED = {
         "does not take images of 1×8×8",
     ),
     "unknown layer": (["method.exclude=[head]"], "'head' matches no layer"),
+    "n_m that does not divide": (
+        ["method.n_m=2:4"],
+        "has 9 input connections per feature, which 4 does not divide: leave it out of n_m",
+    ),
+    "unknown granularity": (
+        ["method.granularity={'*': row}"],
+        "unknown granularity 'row' for .*: choose one of weight, kernel, feature",
+    ),
+    "fp16": (["engine.precision=fp16"], "fp16 needs loss scaling"),
+    "zero stage 3": (["engine.zero_stage=3"], "stage 3 takes the parameters away"),
     "no such checkpoint": (["checkpoint.resume={tmp}/none"], "none"),
 }
 

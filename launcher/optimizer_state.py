@@ -1,0 +1,154 @@
+"""Optimizer state by parameter name, whole, whatever the engine made of the optimizer's tensors.
+
+A checkpoint written by any number of ranks in any ZeRO stage is thereby read by any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from launcher.zero import flat_shards
+from sclcore import SCL
+
+# The float32 copy that is trained where the model itself has less precision.
+_MASTER = "master"
+
+
+def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
+    """The names of each group's parameters; to be asked before an engine replaces them."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Elements `start` … `start + length` of parameter `name`: in `tensor`, from `offset` on."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+    tensor: Tensor
+    offset: int
+
+
+class OptimizerState:
+    """Which part of each parameter's state this rank holds, under a DeepSpeed `engine`.
+
+    Under ZeRO it also tells SCL what its flat tensors consist of. `names` are those of
+    `parameter_names`. Raises RunError when DeepSpeed's slices are not what it says they are.
+    """
+
+    def __init__(
+        self, engine: Any, model: nn.Module, optimizer: Optimizer, names: list[list[str]]
+    ) -> None:
+        self._optimizer, self._model, self._wrapper = optimizer, model, engine.optimizer
+        self._params = dict(model.named_parameters())
+        self._parts = [*self._find_parts(names)]
+
+    def _find_parts(self, names: list[list[str]]) -> Iterator[_Part]:
+        groups = self._optimizer.param_groups
+        if not isinstance(self._wrapper, DeepSpeedZeroOptimizer):
+            for group, own in zip(groups, names, strict=True):
+                for name, tensor in zip(own, group["params"], strict=True):
+                    yield _Part(name, tuple(tensor.shape), 0, tensor.numel(), tensor, 0)
+            return
+        shards = flat_shards(self._wrapper, {id(p): name for name, p in self._params.items()})
+        if isinstance(self._optimizer, SCL):
+            learned = {i: shards[i] for i, group in enumerate(groups) if group["connections"]}
+            group: Any = self._wrapper.dp_process_group
+            self._optimizer.set_shards(learned, group)
+        for group, own in zip(groups, shards, strict=True):
+            [flat] = group["params"]
+            for shard in own:
+                yield _Part(shard.name, shard.shape, shard.start, shard.length, flat, shard.offset)
+
+    def gather(self) -> dict[str, Any] | None:
+        """The whole state, on the CPU, on rank 0; None on the others. Collective."""
+        held = {part.name: (part, self._values(part)) for part in self._parts}
+        kinds = {n: {k: v.dtype for k, v in values.items()} for n, (_, values) in held.items()}
+        everyone: list[dict[str, dict[str, torch.dtype]]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(everyone, kinds)
+        whole: dict[str, dict[str, Tensor]] = {}
+        for name, param in self._params.items():
+            part, values = held.get(name, (None, {}))
+            known = {k: d for rank in everyone for k, d in rank.get(name, {}).items()}
+            for key, dtype in known.items():
+                value = self._whole(param, part, values.get(key), dtype)
+                if dist.get_rank() == 0:
+                    whole.setdefault(name, {})[key] = value.cpu().clone()
+        counters = [group.get("draws", 0) for group in self._optimizer.param_groups]
+        return {"state": whole, "draws": counters} if dist.get_rank() == 0 else None
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Take this rank's part of a whole state, once the model has its values. Collective."""
+        for part in self._parts:
+            values = dict(saved["state"].get(part.name, {}))
+            param = self._params[part.name]
+            master = values.pop(_MASTER, param.detach())
+            if part.tensor is not param:
+                _put(part, part.tensor.detach(), master)
+            for key, value in values.items():
+                state = self._optimizer.state[part.tensor]
+                if key not in state:
+                    state[key] = torch.zeros_like(part.tensor, dtype=value.dtype)
+                _put(part, state[key], value)
+        for group, draws in zip(self._optimizer.param_groups, saved["draws"], strict=True):
+            if "draws" in group:
+                group["draws"] = draws
+        if isinstance(self._optimizer, SCL):
+            self._optimizer.write_weights()
+        if isinstance(self._wrapper, DeepSpeedZeroOptimizer):
+            self._wrapper.update_lp_params()
+        elif isinstance(self._wrapper, FP16_UnfusedOptimizer):
+            for part in self._parts:
+                self._params[part.name].detach().copy_(part.tensor.detach())
+
+    def _values(self, part: _Part) -> dict[str, Tensor]:
+        """This rank's stretch of everything known of a parameter."""
+        state = self._optimizer.state.get(part.tensor, {})
+        values = {
+            key: value
+            for key, value in state.items()
+            if isinstance(value, Tensor) and value.shape == part.tensor.shape
+        }
+        if part.tensor.dtype != self._params[part.name].dtype:
+            values[_MASTER] = part.tensor
+        return {key: _stretch(part, value) for key, value in values.items()}
+
+    def _whole(
+        self, param: Tensor, part: _Part | None, stretch: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        if not isinstance(self._wrapper, DeepSpeedZeroOptimizer):
+            assert stretch is not None
+            return stretch.view(param.shape)
+        value = torch.zeros(param.numel(), dtype=dtype, device=param.device)
+        if part is not None and stretch is not None:
+            value[part.start : part.start + part.length] = stretch
+        # As bytes: a sum with zeros then keeps every bit, the sign of a zero included.
+        dist.reduce(value.view(torch.uint8), dst=0)
+        return value.view(param.shape)
+
+
+def _stretch(part: _Part, value: Tensor) -> Tensor:
+    """The elements of a part, in row-major order."""
+    return value.detach().reshape(-1)[part.offset : part.offset + part.length]
+
+
+def _put(part: _Part, target: Tensor, whole: Tensor) -> None:
+    """Copy a part of a whole tensor to where this rank holds it."""
+    with torch.no_grad():
+        values = whole.to(target.device).reshape(-1)[part.start : part.start + part.length]
+        if target.ndim != 1 or target.numel() == part.length:
+            target.copy_(values.view(target.shape))
+        else:
+            target[part.offset : part.offset + part.length] = values

@@ -1,0 +1,94 @@
+"""DeepSpeed's flat slices → `Shard`s: which elements of which parameters a rank's optimizer holds.
+
+ZeRO 1 and 2 replace the parameters of each group by one flat float32 tensor per rank, a slice of
+all of them in a row. Where a slice comes from is DeepSpeed's own knowledge (`_hp_mapping`); what is
+read from it is checked against the memory and the values of the parameters before anything trains
+on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor
+
+from launcher.errors import RunError
+from sclcore.shards import Shard
+
+Shards = list[list[Shard]]
+
+
+def flat_shards(zero: DeepSpeedZeroOptimizer, names: Mapping[int, str]) -> Shards:
+    """What this rank's flat tensor of each parameter group holds.
+
+    `names` gives the name of each parameter by `id`. Raises RunError when DeepSpeed was configured
+    in a way that leaves the slices unknown, or when they turn out not to be what it says.
+    """
+    if zero.round_robin_gradients:
+        raise RunError(
+            "DeepSpeed's round_robin_gradients reorders parameters without saying so in its map of "
+            "slices: turn it off"
+        )
+    if zero.cpu_offload:
+        raise RunError(
+            "DeepSpeed's offload to the CPU is unsupported: SCL's state is updated where the "
+            "gradients are; take a higher ZeRO stage or more ranks instead"
+        )
+    shards = []
+    for number, params in enumerate(zero.bit16_groups):
+        flat = zero.single_partition_of_fp32_groups[number]
+        group = [shard for p in params if (shard := _shard(p, names[id(p)]))]
+        for shard in group:
+            param = next(p for p in params if names[id(p)] == shard.name)
+            _verify(zero, number, shard, param, flat)
+        _verify_rest(group, flat, zero.groups_padding[number])
+        shards.append(group)
+    return shards
+
+
+def _shard(param: Tensor, name: str) -> Shard | None:
+    mapping: Any = param._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
+        return None
+    ours, theirs = mapping.lp_fragment_address, mapping.hp_fragment_address
+    return Shard(name, tuple(param.shape), ours.start, ours.numel, theirs.start)
+
+
+def _verify(
+    zero: DeepSpeedZeroOptimizer, number: int, shard: Shard, param: Tensor, flat: Tensor
+) -> None:
+    """By address: equal values alone would not tell two tensors of ones or zeros apart."""
+    rank = torch.distributed.get_rank(zero.real_dp_process_group[number])
+    slice_ = zero.parallel_partitioned_bit16_groups[number][rank]
+    size = param.element_size()
+    there = param.data_ptr() + shard.start * size
+    here = slice_.data_ptr() + shard.offset * size
+    part = param.detach().flatten()[shard.start : shard.start + shard.length]
+    copy = flat.detach()[shard.offset : shard.offset + shard.length]
+    if there != here or not torch.equal(part.to(copy.dtype), copy):
+        raise RunError(
+            f"DeepSpeed's slice of {shard.name} (elements {shard.start} to "
+            f"{shard.start + shard.length}) does not hold the parameter's values: its layout is "
+            "not the one this version of scl knows; use engine.zero_stage=0"
+        )
+
+
+def _verify_rest(shards: list[Shard], flat: Tensor, padding: int) -> None:
+    """Every element of the flat tensor belongs to one shard, but for the padding at its end."""
+    expected = 0
+    for shard in sorted(shards, key=lambda shard: shard.offset):
+        if shard.offset != expected:
+            raise RunError(
+                f"DeepSpeed's flat tensor has a gap or an overlap before {shard.name}: its layout "
+                "is not the one this version of scl knows; use engine.zero_stage=0"
+            )
+        expected += shard.length
+    if expected + padding != flat.numel():
+        raise RunError(
+            f"DeepSpeed's flat tensor has {flat.numel()} elements, {expected} of them from "
+            f"parameters and {padding} of padding: its layout is not the one this version of scl "
+            "knows; use engine.zero_stage=0"
+        )

@@ -1,0 +1,129 @@
+"""The benchmarks run and say what they promise; what they time is theirs to report, not judged."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.common import in_turn, median, median_ratio
+from benchmarks.reparametrised import Settings, check_same_training
+from benchmarks.scaling import Model, Network, message_bytes
+from tests.launcher.conftest import finish, launch
+
+# Half a minute each on an idle machine; started processes are many, so a busy one is far slower.
+pytestmark = pytest.mark.timeout(600)
+
+
+def run(benchmark: str, *arguments: str) -> dict[str, Any]:
+    """What the last line of a quick run says, checked for what all of them must say."""
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--quick", *arguments]
+    code, output = finish(launch(command), timeout=500)
+    assert code == 0, output
+    result = json.loads(output.splitlines()[-1])
+    assert result.keys() == {"benchmark", "ratio", "target", "machine", "details"}
+    assert result["benchmark"] == benchmark
+    assert 0 < result["ratio"] < math.inf
+    assert 0 < result["target"] < math.inf
+    assert f"torch {torch.__version__}" in result["machine"]
+    return result
+
+
+def test_optimizer_step() -> None:
+    assert run("optimizer_step")["details"]["milliseconds"].keys() == {"sgd", "scl", "frozen"}
+
+
+def test_overhead() -> None:
+    result = run("overhead")
+    (step,) = result["details"]["steps"]
+    assert result["ratio"] == pytest.approx(step["time_ratio"], abs=1e-6)
+    assert step["scl_ms"] > 0
+    assert step["dense_ms"] > 0
+    # Three tensors more of the 3.5 M weights are 42 MB; resident memory is exact to a few MB.
+    assert 35 < step["scl_mb"] - step["dense_mb"] < 80
+
+
+def test_communication() -> None:
+    result = run("communication")
+    counts = {count["stage"]: count for count in result["details"]["counts"]}
+    whole = counts[0]
+    # One all-reduce of the gradient: 3,504,872 parameters in float32, for both alike.
+    assert whole["dense"]["kinds"] == {"allreduce": 4 * 3_504_872}
+    assert whole["scl"]["kinds"] == whole["dense"]["kinds"]
+    assert whole["scl"]["collectives"] == whole["dense"]["collectives"] == 1
+    for stage in counts.keys() - {0}:
+        scl, dense = counts[stage]["scl"], counts[stage]["dense"]
+        assert scl["collectives"] == dense["collectives"] + 1
+        # What benchmarks.scaling takes for SCL's own message, at 53 layers.
+        assert 0 < scl["bytes"] - dense["bytes"] <= message_bytes(layers=53, ranks=2)
+    assert result["ratio"] == pytest.approx(max(c["ratio"] for c in counts.values()), abs=1e-6)
+    assert 1 <= result["ratio"] <= result["target"]
+
+
+def test_reparametrised() -> None:
+    (step,) = run("reparametrised")["details"]["steps"]
+    assert step["theirs_ms"] > 0
+    assert step["ours_ms"] > 0
+    assert step["theirs_mb"] > 0
+    assert step["ours_mb"] > 0
+    # Nearly all parameters are connections, and each of these has a second gradient there.
+    assert 1.9 < step["bytes_ratio"] < 2
+
+
+def test_scaling(tmp_path: Path) -> None:
+    figure = tmp_path / "scaling.png"
+    details = run("scaling", "--out", str(figure))["details"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert details["measured_seconds"].keys() == {"1", "2"}
+    for shares in details["modelled_efficiency"].values():
+        assert 0 < shares["scl"] <= 1
+        assert 0 < shares["dense"] <= 1
+    assert details["assumptions"]
+
+
+def test_two_forms_that_train_differently_are_refused() -> None:
+    settings = Settings(lr=0.05, lam=0.3, mask_lr=0.02)
+    check_same_training(settings, settings)
+    with pytest.raises(RuntimeError, match="do not train the same network"):
+        check_same_training(settings, replace(settings, lam=0.31))
+    with pytest.raises(RuntimeError, match="nothing to compare"):
+        check_same_training(replace(settings, mask_lr=1e-6), settings)
+
+
+def test_the_rounds_of_calls_in_turn() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    rounds = in_turn(calls, torch.device("cpu"), 2, before=lambda: order.append("before"))
+    assert order == ["before", "a", "before", "b", "before", "b", "before", "a"]
+    assert [r.keys() for r in rounds] == [{"a", "b"}] * 2
+    known = [{"a": 2.0, "b": 1.0}, {"a": 8.0, "b": 2.0}, {"a": 9.0, "b": 3.0}]
+    assert median(known, "a") == 8.0
+    assert median_ratio(known, "a", "b") == 3.0
+
+
+def test_the_model_of_an_all_reduce() -> None:
+    network = Network(gpus_per_node=8, intra=400.0, inter=50.0, latency=0.25)
+    assert network.all_reduce(800.0, 1) == 0
+    # One ring of 8: 14 messages, each rank sends 14 / 8 of the bytes.
+    inside = 14 / 8 * 800 / 400 + 14 * 0.25
+    assert network.all_reduce(800.0, 8) == pytest.approx(inside)
+    # Between 4 nodes, each GPU goes round with its eighth.
+    between = 6 / 4 * 100 / 50 + 6 * 0.25
+    assert network.all_reduce(800.0, 32) == pytest.approx(inside + between)
+
+
+def test_the_model_of_a_step() -> None:
+    network = Network(gpus_per_node=8, intra=1e9, inter=1e9, latency=1e-3)
+    model = Model(network, {"dense": 1.0, "scl": 1.1}, parameters=1000, layers=3)
+    assert model.step("dense", 1) == 1.0
+    assert model.efficiency("scl", 1) == 1.0
+    own = 4 * (1 + 15 + 1)
+    assert message_bytes(layers=3, ranks=2) == own
+    more = network.all_reduce(4 * 1000, 2) + network.all_reduce(own, 2)
+    assert model.step("scl", 2) == pytest.approx(1.1 + more)

@@ -1,0 +1,98 @@
+"""One rank that breaks something: DeepSpeed's map of slices, or one rank's masks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.plan import BatchPlan
+from launcher import loop
+from launcher.cluster import find_world
+from launcher.engine import EngineConfig, build_engine, process_group
+from launcher.errors import RunError
+from launcher.optimizer_state import OptimizerState, parameter_names
+from launcher.recipe import load_recipe
+from launcher.train import main
+from sclcore import SCL, connection_groups
+
+
+def network() -> nn.Module:
+    """Two layers of the same shape, and biases that are all alike."""
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5))
+    with torch.no_grad():
+        for bias in (model[0].bias, model[2].bias):
+            bias.zero_()  # type: ignore[operator]
+    return model
+
+
+def check_map(case: str) -> None:
+    """Build an engine in stage 1, spoil its map as `case` says, and read it."""
+    world, config = find_world(), EngineConfig(zero_stage=1)
+    world.export()
+    with process_group(world, config):
+        model = network()
+        optimizer = SCL(connection_groups(model), lr=0.1, lam=0.1)
+        names = parameter_names(model, optimizer)
+        plan = BatchPlan(
+            shard_sizes=(8,), seed=0, global_batch_size=4, world_size=1, rank=0, accumulation=1
+        )
+        engine = build_engine(model, optimizer, plan, clip_grad_norm=None, config=config)
+        spoil(case, engine.optimizer, model)
+        OptimizerState(engine, model, optimizer, names)
+        print("verified")
+
+
+def spoil(case: str, zero: Any, model: Any) -> None:
+    first, second = (layer.bias._hp_mapping for layer in (model[0], model[2]))
+    if case == "swapped":
+        # Both are zeros: only their addresses tell them apart.
+        one, other = first.hp_fragment_address, second.hp_fragment_address
+        first.hp_fragment_address, second.hp_fragment_address = other, one
+    elif case == "shifted":
+        model[0].weight._hp_mapping.lp_fragment_address.start += 1
+        model[0].weight._hp_mapping.lp_fragment_address.numel -= 1
+    elif case == "gap":
+        model[0].bias._hp_mapping = None
+    elif case == "short":
+        model[2].bias._hp_mapping = None
+    elif case == "round_robin":
+        zero.round_robin_gradients = True
+    elif case == "offload":
+        zero.cpu_offload = True
+
+
+def train_with_one_odd_rank(recipe: str, run_dir: str) -> int:
+    """A real run in which rank 1 loses a weight after 7 updates; compared every 10."""
+    ordinary = loop.train_step
+
+    def train_step(session: Any, batches: Any, progress: Any, monitor: Any) -> None:
+        ordinary(session, batches, progress, monitor)
+        if progress.step == 7 and session.world.rank == 1:
+            with torch.no_grad():
+                mask = next(iter(session.optimizer.mask_variables().values()))
+                mask.view(-1)[0] = -1e6
+                session.optimizer.write_weights()
+
+    loop.train_step = train_step
+    folder = load_recipe(Path(recipe)).folder
+    assert folder != Path(run_dir)
+    settings = ("engine.compare_masks_every=10", f"run_dir={run_dir}")
+    arguments = ["--recipe", recipe]
+    for setting in settings:
+        arguments += ["--set", setting]
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    case, *rest = sys.argv[1].split(":")
+    if case == "differ":
+        sys.exit(train_with_one_odd_rank(*rest))
+    try:
+        check_map(case)
+    except RunError as error:
+        print(error)
+        sys.exit(1)
