@@ -30,7 +30,6 @@ from benchmarks.training import (
     Load,
     add_precision,
     add_threads,
-    at_stage,
     engine_config,
     engine_step,
     on_ranks,
@@ -118,7 +117,7 @@ def count_all(
     results = []
     for load in loads:
         for stage in stages:
-            staged = at_stage(config, stage)
+            staged = config.model_copy(update={"zero_stage": stage})
             found = {}
             for method in METHODS:
                 found[method] = count(device, staged, load, method, check=stage == 0)

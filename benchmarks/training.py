@@ -49,8 +49,7 @@ class Load:
 
 def zero_stages() -> list[int]:
     """The ZeRO stages of the launcher's engine."""
-    field = EngineConfig.model_fields.get("zero_stage")
-    return list(get_args(field.annotation)) if field else [0]
+    return [*get_args(EngineConfig.model_fields["zero_stage"].annotation)]
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
@@ -76,12 +75,6 @@ def engine_config(options: argparse.Namespace) -> EngineConfig:
     """The engine of `--threads` and, where it is among the options, `--precision`."""
     settings = {"precision": options.precision} if "precision" in options else {}
     return EngineConfig(threads=options.threads, **settings)
-
-
-def at_stage(config: EngineConfig, stage: int) -> EngineConfig:
-    if "zero_stage" not in EngineConfig.model_fields:
-        return config
-    return config.model_copy(update={"zero_stage": stage})
 
 
 def single_world() -> World:
@@ -118,8 +111,6 @@ def engine_step(
 
 
 def _build(model: nn.Module, optimizer: Optimizer, plan: BatchPlan, config: EngineConfig) -> Any:
-    if not getattr(config, "zero_stage", 0):
-        return build_engine(model, optimizer, plan, clip_grad_norm=None, config=config)
     # It imports DeepSpeed, which chooses its accelerator then: not before process_group has.
     from launcher.optimizer_state import OptimizerState, parameter_names
 

@@ -64,7 +64,7 @@ def test_partitions_of_the_network_cut_its_features_and_need_padding(smooth: Pat
             assert (boundary - starts[layer]) % rows[layer], "inside a feature"
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
 def test_a_sharded_run_gives_the_same_network(
     ranks: int, stage: int, smooth_run: Path, smooth: Path, tmp_path: Path, start: Start
 ) -> None:
