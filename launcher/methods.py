@@ -71,9 +71,10 @@ class SCLMethod(BaseModel):
     exclude: list[str] = Field(
         default_factory=list, description="patterns of layers that stay dense, such as conv1"
     )
-    granularity: Literal["weight", "kernel", "feature"] | dict[str, str] = Field(
+    granularity: str | dict[str, str] = Field(
         default="weight",
-        description="what lives or dies together: a value, or patterns of layers with values",
+        description="what lives or dies together, weight, kernel or feature: one of them, or "
+        "patterns of layers with values",
     )
     n_m: str | dict[str, str] | None = Field(
         default=None,

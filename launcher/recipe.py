@@ -88,16 +88,22 @@ def describe() -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, and YAML 1.2 where 1.1 surprises: `off` is a word, and 1e-3 is a number."""
+    """Safe, and YAML 1.2 where 1.1 surprises: `off` and 2:4 are words, and 1e-3 is a number."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own way to say it)
-        first: [(tag, regex) for tag, regex in resolvers if not tag.endswith((":bool", ":float"))]
+        first: [both for both in resolvers if not both[0].endswith((":bool", ":float", ":int"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+# Before floats, whose pattern takes whole numbers as well.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$|^0x[0-9a-fA-F]+$"),
+    list("-+0123456789"),
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",

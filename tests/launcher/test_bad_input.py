@@ -40,7 +40,7 @@ REFUSED = {
         "has 9 input connections per feature, which 4 does not divide: leave it out of n_m",
     ),
     "unknown granularity": (
-        ["method.granularity={'*': row}"],
+        ["method.granularity=row"],
         "unknown granularity 'row' for .*: choose one of weight, kernel, feature",
     ),
     "fp16": (["engine.precision=fp16"], "fp16 needs loss scaling"),

@@ -53,7 +53,6 @@ def test_every_recipe_of_the_house_is_valid(path: Path) -> None:
         ("engine.zero_stage=3", "engine.zero_stage: stage 3 takes the parameters away"),
         ("engine.zero_stage=4", "engine.zero_stage: input should be 0, 1 or 2, not 4"),
         ("engine.offload=cpu", "unknown key 'engine.offload'"),
-        ("method.granularity=row", "method.granularity"),
         ("name=a/b", "name: string should match pattern"),
         ("method", "--set method: write it as key.sub=value"),
         ("a..b=1", "--set a..b=1: write it as key.sub=value"),
@@ -96,11 +95,13 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 
 def test_overrides_and_words_mean_what_they_say(file: Path) -> None:
     settings = ["method.lam=1e-3", "tracking.wandb=off", "method.exclude=[classifier]"]
+    settings.append("method.n_m=2:4")
     recipe = load_recipe(file, settings)
     assert recipe.method.name == "scl"
     assert recipe.method.lam == 1e-3
     assert recipe.method.exclude == ["classifier"]
     assert recipe.tracking.wandb == "off"
+    assert recipe.method.n_m == "2:4", "YAML 1.1 reads 124, in base 60"
 
 
 def test_base_is_below_and_a_renamed_block_is_replaced(file: Path, tmp_path: Path) -> None:
