@@ -51,7 +51,7 @@ class OptimizerState:
     def __init__(
         self, engine: Any, model: nn.Module, optimizer: Optimizer, names: list[list[str]]
     ) -> None:
-        self._optimizer, self._model, self._wrapper = optimizer, model, engine.optimizer
+        self._optimizer, self._wrapper = optimizer, engine.optimizer
         self._params = dict(model.named_parameters())
         self._parts = [*self._find_parts(names)]
 
@@ -65,8 +65,8 @@ class OptimizerState:
         shards = flat_shards(self._wrapper, {id(p): name for name, p in self._params.items()})
         if isinstance(self._optimizer, SCL):
             learned = {i: shards[i] for i, group in enumerate(groups) if group["connections"]}
-            group: Any = self._wrapper.dp_process_group
-            self._optimizer.set_shards(learned, group)
+            ranks: Any = self._wrapper.dp_process_group
+            self._optimizer.set_shards(learned, ranks)
         for group, own in zip(groups, shards, strict=True):
             [flat] = group["params"]
             for shard in own:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,27 +15,28 @@ from sclcore.shards import Piece
 from sclcore.update import LIVE, NO_CUTS, chosen, live, write
 
 
-def pace(held: Holdings, index: int) -> float:
-    """The largest momentum buffer that the present settings can make in tensor `index`.
+class Bound(NamedTuple):
+    """What lowers a mask variable m with momentum v in one step: at most reach + drag · v."""
 
-    No normalised gradient exceeds √(number of mask variables), for then all others are 0; and no
-    momentum buffer the geometric series of such steps. inf without normalisation.
+    reach: float
+    drag: float
+
+
+def farthest(held: Holdings, index: int) -> Bound:
+    """How far one step at the present settings can lower a mask variable of tensor `index`.
+
+    No normalised gradient exceeds √(number of mask variables), for then all others are 0. Without
+    normalisation there is no bound.
     """
     group, tensor, scope = held.owners[index], held.tensors[index], held.scope(index)
+    rate = group["mask_lr"]
+    if not rate:
+        return Bound(0.0, 0.0)
     if scope == "none":
-        return math.inf
+        return Bound(math.inf, 0.0)
     count = tensor.variables_per_feature if scope == "feature" else tensor.numel // tensor.unit
     largest = math.sqrt(count) + group["lam"] * group["costs"][held.places[index]]
-    return largest / (1 - group["mask_momentum"])
-
-
-def farthest(held: Holdings, index: int) -> float:
-    """How far one step can lower a mask variable of tensor `index`.
-
-    By the fastest pace so far: buffers remember a λ that has fallen since.
-    """
-    rate = held.owners[index]["mask_lr"]
-    return rate * held.pace[index] if rate else 0.0
+    return Bound(rate * largest, rate * group["mask_momentum"])
 
 
 def least(held: Holdings, index: int) -> int:
@@ -44,16 +46,20 @@ def least(held: Holdings, index: int) -> int:
     return min(group["min_connections"], tensor.numel // m * n) if group["mask_lr"] else 0
 
 
-def may_die(held: Holdings, safe: Sequence[int], since: Sequence[float]) -> bool:
+def may_die(held: Holdings, safe: Sequence[int]) -> bool:
     """Whether this step may leave some tensor with too few connections; alike on all ranks.
 
-    `safe` connections of each tensor had, after the last step, mask variables above `since`.
+    `safe` connections of each tensor were certain, after the last step, to outlive one that keeps
+    within `held.bounds`.
     """
-    return any(
-        safe[i] // (tensor.n_m[1] if tensor.n_m else 1) < least(held, i)
-        or (least(held, i) and farthest(held, i) > since[i])
-        for i, tensor in enumerate(held.tensors)
-    )
+    for index, tensor in enumerate(held.tensors):
+        count, now, then = least(held, index), farthest(held, index), held.bounds[index]
+        # Of an N:M block with at least one of them, one stays.
+        if count > safe[index] // (tensor.n_m[1] if tensor.n_m else 1):
+            return True
+        if count and (now.reach > then[0] or now.drag > then[1]):
+            return True
+    return False
 
 
 def keep_layers_alive(held: Holdings) -> list[str]:

@@ -78,10 +78,8 @@ class Holdings:
         self._describe_features()
         self.counts = torch.zeros(len(self.tensors), 4, dtype=torch.int64, device=self.device)
         """What the last step counted, of this rank's pieces (`sclcore.update`)."""
-        self.reach = [0.0] * len(self.tensors)
-        """The bound that those counted as safe were above."""
-        self.pace = [0.0] * len(self.tensors)
-        """How fast mask variables may be moving, per unit of `mask_lr`."""
+        self.bounds: Sequence[tuple[float, float]] = [(0.0, 0.0)] * len(self.tensors)
+        """Of each tensor, how far a step may lower mask variables for its count of safe ones."""
         self.moved: Sequence[int] = ()
         """The pieces whose masks the last step moved."""
         self.count_live()

@@ -27,7 +27,7 @@ from sclcore.geometry import geometry_of
 from sclcore.guard import keep_layers_alive, may_die
 from sclcore.holdings import Holdings, check_alike
 from sclcore.observe import Observation, observe
-from sclcore.passes import first_pass, normalisers, options_of, reaches, second_pass, total_norm
+from sclcore.passes import bounds_of, first_pass, normalisers, options_of, second_pass, total_norm
 from sclcore.shards import Shard, check_shards
 from sclcore.step import get_proxy
 from sclcore.update import NO_CUTS, live, write
@@ -248,8 +248,8 @@ class SCL(Optimizer):
     def _step_connections(self, groups: list[dict[str, Any]]) -> bool:
         """The update of everything with masks; False if the gradient of any rank is not finite."""
         held = self._hold(groups)
-        reach, grads = reaches(held), held.gradients()
-        settings = options_of(held, reach)
+        bounds, grads = bounds_of(held), held.gradients()
+        settings = options_of(held, bounds)
         norm = total_norm(self.param_groups)
         if held.exchange is None and not self._accept(float(norm)):
             return False
@@ -261,11 +261,11 @@ class SCL(Optimizer):
             if not self._accept(math.sqrt(known.total)):
                 return False
             sums, layer_sums, cuts = known.sums, known.layer_sums, known.cuts
-            doubtful = may_die(held, known.safe, since=held.reach)
+            doubtful = may_die(held, known.safe)
             self.connections_before |= zip(held.names, known.live, strict=True)
         rms, divisors = normalisers(held, sums, layer_sums)
         second_pass(held, grads, settings, divisors, cuts)
-        held.reach = reach
+        held.bounds = bounds
         for group in groups:
             group["draws"] += group["mask_dtype"] != "float32"
         if doubtful:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sclcore import update
-from sclcore.guard import farthest, pace
+from sclcore.guard import Bound, farthest
 from sclcore.holdings import Holdings
 from sclcore.kernels import find_kernel
 from sclcore.update import Cuts, Options
@@ -23,19 +23,19 @@ Grads = Mapping[int, Tensor]
 """G of each piece that has one, flat, by its place in `Holdings.pieces`."""
 
 
-def reaches(held: Holdings) -> list[float]:
-    """The bound of each tensor above which a mask variable outlives the next step.
+def bounds_of(held: Holdings) -> list[Bound]:
+    """How far the next step can lower the mask variables of each tensor.
 
-    It is only asked for where counting takes a message; inf: no mask variable is counted.
+    That is only asked for where counting takes a message; inf: no mask variable is counted.
     """
     if held.exchange is None:
-        return [math.inf] * len(held.tensors)
-    held.pace = [max(held.pace[i], pace(held, i)) for i in range(len(held.tensors))]
+        return [Bound(math.inf, 0.0)] * len(held.tensors)
     # Twice: λ and the learning rate may rise until then.
-    return [2 * farthest(held, i) for i in range(len(held.tensors))]
+    both = [farthest(held, i) for i in range(len(held.tensors))]
+    return [Bound(2 * reach, 2 * drag) for reach, drag in both]
 
 
-def options_of(held: Holdings, reach: Sequence[float]) -> list[Options]:
+def options_of(held: Holdings, bounds: Sequence[Bound]) -> list[Options]:
     """The settings of each piece at this step."""
     options: list[Options] = []
     for piece in held.pieces:
@@ -50,7 +50,8 @@ def options_of(held: Holdings, reach: Sequence[float]) -> list[Options]:
                 mask_momentum=group["mask_momentum"],
                 proxy=group["proxy"],
                 price=group["lam"] * group["costs"][place],
-                reach=reach[piece.index],
+                reach=bounds[piece.index].reach,
+                drag=bounds[piece.index].drag,
                 noise=group["draws"] * 0x2545F491 + piece.index * 0x9E3779B1,
             )
         )

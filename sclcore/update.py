@@ -49,7 +49,9 @@ class Options:
     proxy: str
     price: float
     reach: float
-    """A mask variable above it cannot be driven to 0 by the next step; inf: none is known to be."""
+    """How far a new gradient can lower a mask variable in the next step; inf: nobody asks."""
+    drag: float
+    """How far its momentum does, per unit."""
     noise: int
     """Seeds the rounding of mask variables kept in less than float32; another one at each step."""
 
@@ -165,12 +167,16 @@ def finish(
     write(piece, after)
     parts = [after, after != before, after & ~before]
     counted = [torch.count_nonzero(part) for part in parts]
-    certain = (
-        torch.count_nonzero(piece.mask > options.reach)
-        if math.isfinite(options.reach)
-        else torch.zeros_like(counted[0])
-    )
-    return torch.stack([*counted, certain])
+    return torch.stack([*counted, count_safe(piece, options)])
+
+
+def count_safe(piece: Piece, options: Options) -> Tensor:
+    """How many mask variables the next step is certain to leave above 0."""
+    if not math.isfinite(options.reach):
+        return torch.zeros((), dtype=torch.int64, device=piece.mask.device)
+    dtype = piece.weight.dtype
+    lowered = piece.mask_momentum.to(dtype).clamp(min=0).mul_(options.drag)
+    return torch.count_nonzero(piece.mask.to(dtype).sub(lowered) > options.reach)
 
 
 def step_weight(piece: Piece, grad: Tensor, before: Tensor, options: Options) -> None:

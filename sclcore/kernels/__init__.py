@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 class Kernel(Protocol):
     """Both passes over plain pieces (`is_plain`), one piece after the other in every vector.
 
-    All options agree but for `price`, `reach` and `noise`. With `mask_lr` 0 the masks and their
-    momentum stay as they are, and only `update` is called.
+    All options agree but for `price`, `reach`, `drag` and `noise`. With `mask_lr` 0 (and so `drag`
+    0) the masks and their momentum stay as they are, and only `update` is called.
     """
 
     def sums(

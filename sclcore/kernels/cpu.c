@@ -23,7 +23,7 @@ typedef struct {
     int64_t run, head;     /* elements in a run, and those of its first run that others hold */
     int64_t first_run, span, features; /* feature = run / span * features + run % features */
     int64_t offset;                    /* where its part of the vector over all pieces begins */
-    float price, reach;
+    float price, reach, drag;
 } Piece;
 
 typedef struct {
@@ -161,7 +161,7 @@ INLINE void step_weight(const float *restrict g, float *restrict w, const float 
 
 INLINE void step_mask(const float *restrict step, float *restrict m, float *restrict v,
                       const float *restrict w, float *restrict p, int n, const Settings *s,
-                      float reach, int64_t *counts) {
+                      float reach, float drag, int64_t *counts) {
     float lr = -s->mask_lr, momentum = s->mask_momentum;
     int32_t live = 0, flips = 0, revivals = 0, safe = 0;
     for (int i = 0; i < n; i++) {
@@ -173,7 +173,7 @@ INLINE void step_mask(const float *restrict step, float *restrict m, float *rest
         live += after;
         flips += after ^ before;
         revivals += after & ~before;
-        safe += m[i] > reach;
+        safe += m[i] - (v[i] > 0.0f ? v[i] : 0.0f) * drag > reach;
     }
     counts[LIVE] += live;
     counts[FLIPS] += flips;
@@ -213,7 +213,8 @@ INLINE void update_block(const Piece *p, const Settings *s, const float *divisor
     default: direction(step, g, w, m, divisor, n, IDENTITY, leak, price);
     }
     step_weight(g, w, m, v, n, s);
-    step_mask(step, m, p->mask_momentum + at, w, param, n, s, p->reach, counts);
+    step_mask(step, m, p->mask_momentum + at, w, param, n, s, p->reach, p->drag,
+              counts);
 }
 
 /* Moves elements from … to of all pieces; adds to counts [pieces, COUNTS]. */

@@ -34,7 +34,7 @@ class _Piece(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("momentum", "mask_momentum")),
         *((name, ctypes.c_int64) for name in ("begin", "length", "run", "head")),
         *((name, ctypes.c_int64) for name in ("first_run", "span", "features", "offset")),
-        *((name, ctypes.c_float) for name in ("price", "reach")),
+        *((name, ctypes.c_float) for name in ("price", "reach", "drag")),
     )
 
 
@@ -129,6 +129,7 @@ def _table(
                 offset=offset,
                 price=settings.price,
                 reach=settings.reach,
+                drag=settings.drag,
             )
         )
         begin, offset = begin + piece.length, offset + size

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from os import environ
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -80,9 +81,10 @@ class CudaKernel:
     ) -> Tensor:
         tables, grads = self._describe(pieces), [grad.contiguous() for grad in grads]
         addresses = [grad.data_ptr() for grad in grads]
-        bounds = [o.price for o in options] + [o.reach for o in options]
-        # One message: as many pairs of float32 as there are addresses.
-        packed = torch.tensor(bounds, dtype=torch.float32).view(torch.int64)
+        columns = ([getattr(o, name) for o in options] for name in ("price", "reach", "drag"))
+        # One message: float32 in pairs beside the addresses, with one to spare for an odd number.
+        scalars = torch.tensor([*chain(*columns), *[0.0] * (len(pieces) % 2)])
+        packed = scalars.to(torch.float32).view(torch.int64)
         changing = _upload(torch.cat([torch.tensor(addresses), packed]), divisors.device)
         gradients, scalars = changing[: len(pieces)], changing[len(pieces) :].view(torch.float32)
         counts = torch.zeros(len(pieces), 4, dtype=torch.int64, device=divisors.device)

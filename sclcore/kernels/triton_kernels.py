@@ -164,7 +164,7 @@ def _move(
     masks = _wide(_get(pieces, piece, _MASK), tl.float32, ALIGNED) + at
     g = tl.load(_wide(grad, tl.float32, ALIGNED) + at, held, 0.0)
     w, m = tl.load(weights, held, 0.0), tl.load(masks, held, 0.0)
-    before, moved, zero = m > 0, m, tl.zeros_like(w)
+    before, moved, lowered, zero = m > 0, m, m, tl.zeros_like(w)
     if LEARNS:
         price = tl.load(scalars + piece)
         divisor = _divisor(pieces, piece, offset, divisors, held)
@@ -177,6 +177,8 @@ def _move(
         velocity = tl.load(momenta, held, 0.0) * mask_momentum + x
         tl.store(momenta, velocity, held)
         moved = tl.fma(velocity, zero - mask_lr, m)
+        drag = tl.load(scalars + 2 * number_of_pieces + piece)
+        lowered = moved - tl.maximum(velocity, 0.0) * drag
         tl.store(masks, moved, held)
     step = tl.fma(w, zero + weight_decay, tl.where(before, g, 0.0))
     if _get(pieces, piece, _MOMENTUM) != 0:
@@ -189,7 +191,7 @@ def _move(
     after = moved > 0
     _write(pieces, piece, at, tl.where(after, w, 0.0), held, ALIGNED)
     reach = tl.load(scalars + number_of_pieces + piece)
-    _count(counts + 4 * piece, before, after, moved > reach, held)
+    _count(counts + 4 * piece, before, after, lowered > reach, held)
 
 
 # The number of pieces is no reason to compile anew.
@@ -202,7 +204,7 @@ def update(
     """Move w, m and momenta of one chunk per program, write v, add to `counts` [pieces, 4].
 
     `chunks` holds the piece of each program and the number of its chunk there; `scalars` the prices
-    of all pieces, then their reaches.
+    of all pieces, then their reaches, then their drags.
     """
     program = tl.program_id(0)
     piece, chunk = tl.load(chunks + 2 * program), tl.load(chunks + 2 * program + 1)

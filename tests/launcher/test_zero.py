@@ -182,6 +182,20 @@ def test_granularities_by_pattern_under_zero(recipe: Path, tmp_path: Path, start
     assert 0 < summary(run_dir)["live"] < summary(run_dir)["connections"]
 
 
+def test_dense_training_is_sharded_and_resumed_alike(
+    smooth: Path, tmp_path: Path, start: Start
+) -> None:
+    dense = tmp_path / "dense.yaml"
+    dense.write_text(f"base: {smooth}\nname: dense\nmethod: {{name: dense}}\n")
+    whole = finished(start, dense, tmp_path / "whole", "optim.epochs=4")
+    interrupted(start, dense, tmp_path / "run", "optim.epochs=4", "engine.zero_stage=2", ranks=2)
+    finished(start, dense, tmp_path / "run", "optim.epochs=4", "engine.zero_stage=1")
+    weights, others = (load_file(d / "model.safetensors") for d in (whole, tmp_path / "run"))
+    for name, weight in weights.items():
+        # Two ranks' gradients have one sum, in whatever stage.
+        assert torch.equal(weight, others[name]), name
+
+
 def test_a_large_transformer_trains_sharded(recipe: Path, tmp_path: Path, start: Start) -> None:
     """ViT-L's own width (1,024) and heads, 2 of its 24 blocks, one update per epoch."""
     large = tmp_path / "large.yaml"

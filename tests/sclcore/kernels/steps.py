@@ -38,6 +38,7 @@ ALL_OPTIONS = [
         proxy=proxy,
         price=0.05,
         reach=reach,
+        drag=3 * mask_lr,
         noise=0,
     )
     for proxy in PROXIES
