@@ -1,6 +1,6 @@
 """Why the defaults are what they are: accuracy at equal density, one setting changed at a time.
 
-    python benchmarks/defaults.py [--quick]
+    python -m benchmarks.defaults [--quick]
 
 Trains a ConvNet and an MLP on scikit-learn's digits for each setting, several λ and seeds, and
 reads off the top-1 at 3 % density between the two λ whose densities lie around it. Prints one

@@ -103,10 +103,10 @@ def accelerator() -> Literal["cuda", "cpu"]:
 @contextlib.contextmanager
 def process_group(world: World, config: EngineConfig) -> Iterator[torch.device]:
     """Join the run's processes through DeepSpeed; yields this rank's device."""
-    _quiet()
     os.environ["DS_ACCELERATOR"] = accelerator()
     import deepspeed
 
+    _quiet()
     torch.set_num_threads(config.threads)
     # Its shared-memory collectives are compiled at start-up (minutes) and training has no use for
     # them; the name is DeepSpeed's own list of operators that may be built.

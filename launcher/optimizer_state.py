@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -51,21 +49,26 @@ class OptimizerState:
     def __init__(
         self, engine: Any, model: nn.Module, optimizer: Optimizer, names: list[list[str]]
     ) -> None:
-        self._optimizer, self._wrapper = optimizer, engine.optimizer
+        # DeepSpeed chooses its accelerator when it is imported: not before the engine's module did.
+        from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+        wrapper = engine.optimizer
+        self._zero = wrapper if isinstance(wrapper, DeepSpeedZeroOptimizer) else None
+        self._optimizer = optimizer
         self._params = dict(model.named_parameters())
         self._parts = [*self._find_parts(names)]
 
     def _find_parts(self, names: list[list[str]]) -> Iterator[_Part]:
         groups = self._optimizer.param_groups
-        if not isinstance(self._wrapper, DeepSpeedZeroOptimizer):
+        if self._zero is None:
             for group, own in zip(groups, names, strict=True):
                 for name, tensor in zip(own, group["params"], strict=True):
                     yield _Part(name, tuple(tensor.shape), 0, tensor.numel(), tensor, 0)
             return
-        shards = flat_shards(self._wrapper, {id(p): name for name, p in self._params.items()})
+        shards = flat_shards(self._zero, {id(p): name for name, p in self._params.items()})
         if isinstance(self._optimizer, SCL):
             learned = {i: shards[i] for i, group in enumerate(groups) if group["connections"]}
-            ranks: Any = self._wrapper.dp_process_group
+            ranks: Any = self._zero.dp_process_group
             self._optimizer.set_shards(learned, ranks)
         for group, own in zip(groups, shards, strict=True):
             [flat] = group["params"]
@@ -107,11 +110,12 @@ class OptimizerState:
                 group["draws"] = draws
         if isinstance(self._optimizer, SCL):
             self._optimizer.write_weights()
-        if isinstance(self._wrapper, DeepSpeedZeroOptimizer):
-            self._wrapper.update_lp_params()
-        elif isinstance(self._wrapper, FP16_UnfusedOptimizer):
-            for part in self._parts:
-                self._params[part.name].detach().copy_(part.tensor.detach())
+        if self._zero is not None:
+            self._zero.update_lp_params()
+            return
+        for part in self._parts:
+            # Where the optimizer trains float32 copies, the model follows them.
+            self._params[part.name].detach().copy_(part.tensor.detach())
 
     def _values(self, part: _Part) -> dict[str, Tensor]:
         """This rank's stretch of everything known of a parameter."""
@@ -128,7 +132,7 @@ class OptimizerState:
     def _whole(
         self, param: Tensor, part: _Part | None, stretch: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
-        if not isinstance(self._wrapper, DeepSpeedZeroOptimizer):
+        if self._zero is None:
             assert stretch is not None
             return stretch.view(param.shape)
         value = torch.zeros(param.numel(), dtype=dtype, device=param.device)

@@ -110,10 +110,10 @@ def test_the_rounds_of_calls_in_turn() -> None:
 def test_the_model_of_an_all_reduce() -> None:
     network = Network(gpus_per_node=8, intra=400.0, inter=50.0, latency=0.25)
     assert network.all_reduce(800.0, 1) == 0
-    # One ring of 8: 14 messages, each rank sends 14 / 8 of the bytes.
-    inside = 14 / 8 * 800 / 400 + 14 * 0.25
+    # Up and down a tree of 8: 6 hops. A ring would take 14 / 8 · 2 + 14 · 0.25 = 7.
+    inside = 2 * 800 / 400 + 6 * 0.25
     assert network.all_reduce(800.0, 8) == pytest.approx(inside)
-    # Between 4 nodes, each GPU goes round with its eighth.
+    # Between 4 nodes, each GPU goes round a ring with its eighth. A tree would take 5.
     between = 6 / 4 * 100 / 50 + 6 * 0.25
     assert network.all_reduce(800.0, 32) == pytest.approx(inside + between)
 
