@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy
 import torch
 
 from launcher import checkpoint
@@ -17,6 +15,7 @@ from launcher.run_folder import environment
 from launcher.session import Session
 from launcher.tracking import Tracker
 from sclcore import SCL
+from sclcore.optimizer import hash_masks
 
 
 @dataclass
@@ -109,12 +108,10 @@ def check_masks_agree(session: Session) -> None:
     """
     if not isinstance(session.optimizer, SCL):
         return
-    digest = hashlib.sha256()
-    for name, parameter in session.model.named_parameters():
-        if name in session.optimizer.connection_names:
-            live = (parameter.detach() != 0).flatten()
-            digest.update(numpy.packbits(live.cpu().numpy()).tobytes())
-    hashes = from_main(gather_to_main(digest.hexdigest()))
+    learned = session.optimizer.connection_names
+    parameters = session.model.named_parameters()
+    ours = hash_masks({name: p.detach() != 0 for name, p in parameters if name in learned})
+    hashes = from_main(gather_to_main(ours))
     for rank, other in enumerate(hashes):
         if other != hashes[0]:
             raise RunError(

@@ -42,10 +42,11 @@ def flat_shards(zero: DeepSpeedZeroOptimizer, names: Mapping[int, str]) -> Shard
     shards = []
     for number, params in enumerate(zero.bit16_groups):
         flat = zero.single_partition_of_fp32_groups[number]
-        group = [shard for p in params if (shard := _shard(p, names[id(p)]))]
-        for shard in group:
-            param = next(p for p in params if names[id(p)] == shard.name)
-            _verify(zero, number, shard, param, flat)
+        group = []
+        for param in params:
+            if shard := _shard(param, names[id(param)]):
+                _verify(zero, number, shard, param, flat)
+                group.append(shard)
         _verify_rest(group, flat, zero.groups_padding[number])
         shards.append(group)
     return shards

@@ -309,8 +309,8 @@ def _started(group: Group, param: Tensor, state: State, *, viewable: bool) -> di
     if "mask_momentum_buffer" not in values:
         values["mask_momentum_buffer"] = torch.zeros_like(values["mask"])
     keys = [k for k in _KEYS if k in values]
+    wanted = _local(param) if viewable else _local(param).contiguous()
     for key in keys:
-        wanted = _local(param) if viewable else _local(param).contiguous()
         if _local(values[key]).stride() != wanted.stride() and wanted.numel():
             laid_out = torch.empty_like(wanted, dtype=values[key].dtype)
             values[key] = laid_out.copy_(values[key])
