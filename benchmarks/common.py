@@ -108,14 +108,16 @@ def report(
     target: float,
     device: torch.device,
     details: Mapping[str, Any],
+    also: Mapping[str, Any] | None = None,
 ) -> None:
-    """The last line: one JSON object."""
+    """The last line: one JSON object; `also` goes beside what all benchmarks say."""
     print(
         json.dumps(
             {
                 "benchmark": benchmark,
                 "ratio": round(ratio, 6),
                 "target": target,
+                **(also or {}),
                 "machine": machine(device),
                 "details": details,
             }

@@ -85,6 +85,13 @@ def engine_step(
     method: str, load: Load, device: torch.device, config: EngineConfig
 ) -> Callable[[], None]:
     """One training step of `method` through the launcher's engine: forward, backward, update."""
+    return engine_and_step(method, load, device, config)[1]
+
+
+def engine_and_step(
+    method: str, load: Load, device: torch.device, config: EngineConfig
+) -> tuple[Any, Callable[[], None]]:
+    """The same, with the engine that it trains."""
     torch.manual_seed(0)
     world_size = int(os.environ["WORLD_SIZE"])
     optim = OptimConfig(global_batch_size=load.batch * world_size, epochs=1, lr=LR)
@@ -107,7 +114,7 @@ def engine_step(
         engine.backward(cross_entropy(engine(images).float(), labels))
         engine.step()
 
-    return step
+    return engine, step
 
 
 def _build(model: nn.Module, optimizer: Optimizer, plan: BatchPlan, config: EngineConfig) -> Any:

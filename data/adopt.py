@@ -24,17 +24,20 @@ def index_shards(
     *,
     classes: list[str] | None = None,
     dataset: str | None = None,
+    label_from: str | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Build index and manifest in place for the ``*.tar`` files others have put in ``folder``.
 
     The folder's name is taken for the split, its parent's for the data set. A folder beside
     one called train takes over the image statistics of that, if it is indexed already.
+    ``label_from`` is ``json:FIELD`` where the label stands in ``key.json`` instead of ``key.cls``.
 
     Raises:
         DataError: no shards, one that is not in the webdataset layout (``key.jpg|png|webp`` and
-            ``key.cls``), or labels beyond ``classes``.
+            ``key.cls``), a ``label_from`` of another form, or labels beyond ``classes``.
     """
+    label_field = _label_field(label_from)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; name the one that holds the .tar files")
     folder = folder.resolve()
@@ -44,7 +47,7 @@ def index_shards(
     infos: list[ShardInfo] = []
     rows: list[ShardRows] = []
     for path in tqdm(paths, unit="shard", desc="indexing", disable=not progress):
-        rows.append(scan_shard(path))
+        rows.append(scan_shard(path, label_field))
         infos.append(
             ShardInfo(
                 name=path.name,
@@ -64,10 +67,19 @@ def index_shards(
         image=_train_stats(folder) or measure(folder, [i.name for i in infos], index),
         shards=infos,
         index_sha256=sha256_of(folder / INDEX_NAME),
-        source={"kind": "indexed"},
+        source={"kind": "indexed"} | ({"label_from": label_from} if label_from else {}),
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def _label_field(label_from: str | None) -> str | None:
+    if label_from is None:
+        return None
+    kind, _, name = label_from.partition(":")
+    if kind != "json" or not name:
+        raise DataError(f"label_from is {label_from!r}; write json: and a field, as in json:label")
+    return name
 
 
 def _class_names(folder: Path, index: SampleIndex, classes: list[str] | None) -> list[str]:

@@ -1,5 +1,6 @@
 """Where each sample's image lies inside the tars: found by reading headers, kept beside them."""
 
+import json
 import re
 import tarfile
 import zipfile
@@ -11,6 +12,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.files import atomic_file
+from data.tars import check_end
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 LABEL_EXTENSION = "cls"
@@ -84,11 +86,12 @@ class SampleIndex:
         return cls(**columns)
 
 
-def scan_shard(path: Path) -> ShardRows:
+def scan_shard(path: Path, label_field: str | None = None) -> ShardRows:
     """Find the samples of a tar; only headers and the small label members are read.
 
     Members are grouped by key while the key stays the same. Each sample needs one image
-    (jpg, jpeg, png, webp) and one ``.cls`` with an integer; all else is ignored.
+    (jpg, jpeg, png, webp) and one ``.cls`` with an integer, or, with ``label_field``, a ``.json``
+    with an integer in that field; all else is ignored.
 
     Raises:
         DataError: not a whole tar, no samples, or a sample without exactly one image and
@@ -99,16 +102,17 @@ def scan_shard(path: Path) -> ShardRows:
     labels: list[int] = []
     try:
         with tarfile.open(path, "r:") as tar:
-            group = _Group(path)
+            group = _Group(path, label_field)
             for member in tar:
                 named = _MEMBER.match(member.name) if member.isfile() else None
                 if named is None:
                     continue
                 if named[1] != group.key:
                     group.close_into(offsets, sizes, labels)
-                    group = _Group(path, named[1])
+                    group = _Group(path, label_field, named[1])
                 group.add(tar, member, named[2].lower())
             group.close_into(offsets, sizes, labels)
+            check_end(tar)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{path} is not a whole, uncompressed tar file ({error}); copy or pack it again"
@@ -125,9 +129,11 @@ def scan_shard(path: Path) -> ShardRows:
 class _Group:
     """The members seen so far under one key."""
 
-    def __init__(self, path: Path, key: str = "") -> None:
+    def __init__(self, path: Path, label_field: str | None, key: str = "") -> None:
         self.path = path
         self.key = key
+        self.label_field = label_field
+        self.label_extension = LABEL_EXTENSION if label_field is None else "json"
         self.image: tarfile.TarInfo | None = None
         self.label: int | None = None
 
@@ -136,14 +142,18 @@ class _Group:
             if self.image is not None:
                 raise self._error("has more than one image", "keep one image under each key")
             self.image = member
-        elif extension == LABEL_EXTENSION:
+        elif extension == self.label_extension:
             if self.label is not None:
-                raise self._error("has more than one .cls", "keep one label under each key")
+                raise self._error(
+                    f"has more than one .{extension}", "keep one label under each key"
+                )
             self.label = self._read_label(tar, member)
 
     def _read_label(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
         stream = tar.extractfile(member)
         text = stream.read() if stream is not None else b""
+        if self.label_field is not None:
+            return self._label_in_json(text, self.label_field)
         try:
             label = int(text.decode("ascii"))
         except ValueError:
@@ -155,6 +165,20 @@ class _Group:
             )
         return label
 
+    def _label_in_json(self, text: bytes, name: str) -> int:
+        try:
+            stored = json.loads(text)
+        except ValueError:
+            stored = None
+        label = stored.get(name) if isinstance(stored, dict) else None
+        # In Python, true is an integer.
+        if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 2**31:
+            raise self._error(
+                f"has {label!r} in the field {name!r} of its .json",
+                "name a field that holds one integer, 0 or more",
+            )
+        return label
+
     def close_into(self, offsets: list[int], sizes: list[int], labels: list[int]) -> None:
         if self.image is None and self.label is None:
             return
@@ -162,7 +186,11 @@ class _Group:
             kinds = ", ".join(sorted(IMAGE_EXTENSIONS))
             raise self._error("has a label but no image", f"add one as {kinds}")
         if self.label is None:
-            raise self._error("has an image but no label", f"add {self.key}.cls with an integer")
+            missing = f"{self.key}.{self.label_extension}"
+            raise self._error(
+                "has an image but no label",
+                f"add {missing} with an integer, or use --label-from json:FIELD if key.json has it",
+            )
         offsets.append(self.image.offset_data)
         sizes.append(self.image.size)
         labels.append(self.label)

@@ -77,12 +77,18 @@ def load(
         pin_memory=torch.cuda.is_available(),
         # Without its own generator a loader draws its base seed from the global one.
         generator=torch.Generator(),
+        # A data set that is asked for whole batches has put them together itself.
+        collate_fn=_as_it_is if hasattr(dataset, "__getitems__") else None,
         **options,
     )
     if not workers:
         yield from loader
         return
     yield from _watched(loader, stuck_seconds)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _start_forkserver() -> None:

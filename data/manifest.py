@@ -47,21 +47,42 @@ class ImageStats(_Model):
 
 
 class Manifest(_Model):
-    """The contents of one split: a folder of shards with an index."""
+    """The contents of one split: a folder of shards with an index.
+
+    Attributes:
+        classes: one per label; of ImageNet the WordNet ids.
+        class_names: for people, where ``classes`` are ids: "tench, Tinca tinca".
+    """
 
     format_version: Literal[1] = 1
     dataset: str
     split: str
     samples: int
     classes: list[str]
+    class_names: list[str] | None = None
     image: ImageStats
     shards: list[ShardInfo]
     index_sha256: str
     source: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _one_name_per_class(self) -> "Manifest":
+        if self.class_names is not None and len(self.class_names) != len(self.classes):
+            raise ValueError(f"class_names needs {len(self.classes)} names, one per class")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The classes as people call them."""
+        return self.class_names or self.classes
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what stands in the file; a field that came later only where it is used."""
+        return self.model_dump(exclude={"class_names"} if self.class_names is None else None)
+
     def fingerprint(self) -> str:
         """Return the hex SHA-256 of the canonical JSON: equal means the same data."""
-        canonical = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -95,7 +116,7 @@ def load_manifest(folder: Path) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``folder/manifest.json`` atomically."""
     with atomic_file(folder / MANIFEST_NAME) as stream:
-        stream.write(manifest.model_dump_json(indent=1).encode() + b"\n")
+        stream.write(json.dumps(manifest.as_json(), indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def verify_shards(folder: Path, manifest: Manifest) -> None:

@@ -4,16 +4,16 @@ import contextlib
 import fcntl
 import json
 import logging
-import multiprocessing
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from data.adopt import index_shards
+from data.encoding import AS_IT_IS, Encoding
 from data.errors import DataError
 from data.files import atomic_file, remove_leftovers, sha256_of
 from data.index import SampleIndex
@@ -26,17 +26,12 @@ from data.manifest import (
     verify_shards,
     write_manifest,
 )
-from data.shards import (
-    DoneShard,
-    ShardTask,
-    finished_shard,
-    shard_tasks,
-    start_worker,
-    write_shard,
-    write_shard_in_worker,
-)
+from data.processes import unordered
+from data.shards import DoneShard, ShardTask, ShardWriter, finished_shard, shard_tasks
 from data.sources import Reader, Source
 from data.stats import measure
+from data.summary import check_against_source
+from data.timm_info import write_timm_info
 
 __all__ = ["default_shard_samples", "index_shards", "pack"]
 
@@ -55,12 +50,13 @@ def pack(
     *,
     shard_samples: int | None = None,
     seed: int = 0,
+    encoding: Encoding = AS_IT_IS,
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Manifest]:
     """Write ``out/<split>/`` for each split of ``source``: shards, index, manifest.
 
-    The same source, seed and shard size give the same bytes, whatever the number of
+    The same source, seed, shard size and encoding give the same bytes, whatever the number of
     ``workers`` (processes) and interruptions. A killed packing goes on where it was; a
     complete one is left as it is. The val manifest carries the statistics of train.
 
@@ -76,7 +72,7 @@ def pack(
     description = {
         "kind": source.kind,
         "name": source.name,
-        "options": source.options,
+        "options": source.options | encoding.described(),
         "seed": seed,
         "shard_samples": shard_samples,
         "fingerprint": source.fingerprint(),
@@ -86,7 +82,18 @@ def pack(
         if complete is not None:
             _log.info("%s is packed already and complete: nothing to do", out)
             return complete
-        return _pack_claimed(source, out, description, workers, progress)
+        return _pack_claimed(source, out, description, encoding, workers, progress)
+
+
+def check_kind(out: Path, kind: str) -> None:
+    """Refuse, before anything costly, a folder that holds a packing of another kind.
+
+    Raises:
+        DataError: it does.
+    """
+    path = out / PACKING_NAME
+    if path.exists():
+        _refuse_other(out, path.read_bytes(), {"kind": kind})
 
 
 @contextlib.contextmanager
@@ -110,6 +117,7 @@ def _claimed(out: Path, description: dict[str, Any], splits: list[str]) -> Itera
         for split in splits:
             (out / split).mkdir(exist_ok=True)
             remove_leftovers(out / split)
+        remove_leftovers(out)
         yield
 
 
@@ -150,71 +158,52 @@ def _complete_manifests(out: Path, source: Source) -> dict[str, Manifest] | None
 
 
 def _pack_claimed(
-    source: Source, out: Path, description: dict[str, Any], workers: int, progress: bool
+    source: Source,
+    out: Path,
+    description: dict[str, Any],
+    encoding: Encoding,
+    workers: int,
+    progress: bool,
 ) -> dict[str, Manifest]:
     tasks: list[ShardTask] = []
     for split, samples in source.samples().items():
         size = description["shard_samples"] or default_shard_samples(samples)
         tasks += shard_tasks(out, split, samples, size, description["seed"])
-    found = _found_shards(tasks, source.splits, progress)
+    found = _found_shards(tasks, source.splits, workers, progress)
     missing = [task for task in tasks if task.path not in found]
     shards = list(found.values())
+    if missing and source.prepare is not None:
+        source.prepare(workers, progress)
     with tqdm(
         total=sum(source.samples().values()),
         # Not progress of this run: counted as such it would falsify the time left.
         initial=sum(shard.info.samples for shard in shards),
         unit="img",
         desc="packing",
+        # Shards arrive in bursts: only the mean speed says something about the time left.
+        smoothing=0,
         disable=not progress,
     ) as bar:
-        write = _in_processes if workers > 1 and len(missing) > 1 else _in_this_process
-        for shard in write(missing, source.splits, workers):
+        write = ShardWriter(source.splits, encoding, source.class_names or source.classes)
+        for shard in unordered(write, missing, workers):
             shards.append(shard)
             bar.update(shard.info.samples)
     done = {split: [s for s in shards if s.split == split] for split in source.splits}
-    return _write_manifests(source, out, description, done, workers)
+    manifests = _write_manifests(source, out, description, done, workers)
+    if source.scratch is not None:
+        shutil.rmtree(source.scratch, ignore_errors=True)
+    return manifests
 
 
 def _found_shards(
-    tasks: list[ShardTask], readers: dict[str, Reader], progress: bool
+    tasks: list[ShardTask], readers: dict[str, Reader], workers: int, progress: bool
 ) -> dict[Path, DoneShard]:
     """Rescan what an interrupted run has finished."""
     existing = [task for task in tasks if task.path.exists()]
-    found: dict[Path, DoneShard] = {}
+    rescanned = unordered(partial(finished_shard, readers), existing, workers)
     quiet = not progress or not existing
-    for task in tqdm(existing, unit="shard", desc="found", disable=quiet):
-        shard = finished_shard(task, readers[task.split])
-        if shard is not None:
-            found[task.path] = shard
-    return found
-
-
-def _in_this_process(
-    tasks: list[ShardTask], readers: dict[str, Reader], workers: int
-) -> Iterable[DoneShard]:
-    del workers
-    return (write_shard(task, readers[task.split]) for task in tasks)
-
-
-def _in_processes(
-    tasks: list[ShardTask], readers: dict[str, Reader], workers: int
-) -> Iterable[DoneShard]:
-    pool = ProcessPoolExecutor(
-        min(workers, len(tasks)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=start_worker,
-        initargs=(readers,),
-    )
-    try:
-        for future in as_completed([pool.submit(write_shard_in_worker, task) for task in tasks]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a packing process died (killed, or out of memory?); "
-            "start the same packing again with fewer workers, it goes on where it was"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    bar = tqdm(rescanned, total=len(existing), unit="shard", desc="found", disable=quiet)
+    return {task.path: shard for task, shard in bar if shard is not None}
 
 
 def _write_manifests(
@@ -228,6 +217,8 @@ def _write_manifests(
     stats: ImageStats | None = None
     # A manifest says "complete", so they come after everything else of every split.
     indices = {split: _write_index(out / split, shards) for split, shards in done.items()}
+    for split, index in indices.items():
+        check_against_source(out / split, index, source.splits[split].labels)
     for split in sorted(done, key=lambda name: name != "train"):
         infos = [shard.info for shard in sorted(done[split], key=lambda shard: shard.number)]
         if stats is None:
@@ -237,11 +228,13 @@ def _write_manifests(
             split=split,
             samples=len(indices[split]),
             classes=source.classes,
+            class_names=source.class_names,
             image=stats,
             shards=infos,
             index_sha256=sha256_of(out / split / INDEX_NAME),
             source=description,
         )
+    write_timm_info(out, manifests)
     for split, manifest in manifests.items():
         write_manifest(out / split, manifest)
     return manifests

@@ -45,12 +45,19 @@ def train_stream(
     if tuple(plan.shard_sizes) != dataset.shard_sizes:
         raise DataError(
             f"the plan is for {plan.samples} samples in {len(plan.shard_sizes)} shards, but "
-            f"{dataset.folder} has {len(dataset)} in {len(dataset.shard_sizes)}; "
+            f"{dataset.store.name} has {len(dataset)} in {len(dataset.shard_sizes)}; "
             "build the plan from the data set's shard_sizes"
         )
-    view = dataset.with_seed(plan.seed)
-    keys = _train_keys(plan, start_epoch, start_step, epochs)
-    return _noting(dataset, load(view, keys, workers=config.workers, prefetch=config.prefetch))
+    if plan.rank == 0:
+        dataset.warn_if_sorted()
+    view = dataset.with_seed(plan.seed, epochs)
+    ahead = dataset.store.ahead(plan.window_shards, epochs * plan.windows_per_epoch)
+    keys = ahead.keys(
+        _train_keys(plan, start_epoch, start_step, epochs),
+        _train_windows(plan, start_epoch, start_step, epochs),
+    )
+    batches = load(view, keys, workers=config.workers, prefetch=config.prefetch)
+    return ahead.batches(_noting(dataset, batches))
 
 
 def _train_keys(
@@ -60,6 +67,13 @@ def _train_keys(
         first = start_step if epoch == start_epoch else 0
         for ids in plan.micro_batches(epoch, first):
             yield [(epoch, sample) for sample in ids.tolist()]
+
+
+def _train_windows(
+    plan: BatchPlan, start_epoch: int, start_step: int, epochs: int
+) -> Iterator[range]:
+    for epoch in range(start_epoch, epochs):
+        yield from plan.windows(epoch, start_step if epoch == start_epoch else 0)
 
 
 def eval_stream(
@@ -75,9 +89,12 @@ def eval_stream(
     """
     planned = list(eval_batches(len(dataset), world_size, rank, config.eval_batch_size))
     workers = min(config.workers, len(planned))
-    keys = (ids.tolist() for ids, _ in planned)
+    stages = [dataset.stages(ids) for ids, _ in planned]
+    ahead = dataset.store.ahead(dataset.stage_shards, stages[-1].stop)
+    keys = ahead.keys((ids.tolist() for ids, _ in planned), stages)
     batches = _noting(dataset, load(dataset, keys, workers=workers, prefetch=config.prefetch))
-    return _with_valid(batches, [torch.from_numpy(valid) for _, valid in planned])
+    valid = [torch.from_numpy(valid) for _, valid in planned]
+    return _with_valid(ahead.batches(batches), valid)
 
 
 def _with_valid(batches: Iterator[Batch], valid: list[torch.Tensor]) -> Iterator[Batch]:

@@ -2,52 +2,94 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from data.errors import DataError
 
-# Runs of neighbours that stay close in time, so that a shard's pages are read while cached.
-BLOCK = 64
-# Sets up to this size are permuted uniformly. Larger ones are mixed block-wise over the whole
-# set and uniformly inside windows of this many samples: about 7 GB of ImageNet in flight.
+# Sets up to this size are permuted uniformly, larger ones inside windows of this many samples of
+# shuffled shards: 14 of ImageNet's 256 shards, 7 GB, are in flight. benchmarks/shuffle.py has the
+# measurements behind the number.
 WINDOW = 65_536
 
 
-def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int) -> np.ndarray:
-    """Return a permutation of all sample ids, int64 [N]: a function of (seed, epoch) alone.
+class EpochOrder:
+    """The order of one epoch, a permutation of all sample ids: a function of (seed, epoch) alone.
 
-    Sample ids count through the shards in order.
+    Sample ids count through the shards in order. A set larger than a window has its shards
+    permuted, laid end to end and cut into windows, each permuted uniformly. Windows are computed
+    when they are read, so that starting anywhere costs the same.
     """
+
+    def __init__(self, shard_sizes: Sequence[int], seed: int, epoch: int) -> None:
+        self._seed = [seed, epoch]
+        sizes = np.asarray(shard_sizes, np.int64)
+        self._total = int(sizes.sum())
+        self._draws = len(sizes) if self._total > WINDOW else 0
+        shards = np.arange(len(sizes))
+        if self._draws:
+            shards = _random_ranks(self._raw(0), self._draws)
+        self._shards = shards
+        self._ends = np.cumsum(sizes[shards])
+        # From a place in the line of permuted shards to the sample's id.
+        self._shift = (np.cumsum(sizes) - sizes)[shards] - (self._ends - sizes[shards])
+        self._window = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return self._total
+
+    @property
+    def windows(self) -> int:
+        return -(-self._total // WINDOW)
+
+    def ids(self, first: int, end: int) -> np.ndarray:
+        """Return the samples at positions ``first`` to ``end`` (exclusive), int64."""
+        parts = []
+        while first < end:
+            number, inside = divmod(first, WINDOW)
+            part = self._permuted(number)[inside : inside + end - first]
+            parts.append(part)
+            first += len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
+
+    def shards(self, window: int) -> list[int]:
+        """Return the numbers of the shards that a window reads, in their permuted order."""
+        first, end = self._bounds(window)
+        return self._shards[self._places(first) : self._places(end - 1) + 1].tolist()
+
+    def _permuted(self, number: int) -> np.ndarray:
+        if self._window[0] != number:
+            first, end = self._bounds(number)
+            line = np.arange(first, end)
+            line += self._shift[self._places(line)]
+            raw = self._raw(self._draws + first)
+            self._window = number, line[_random_ranks(raw, len(line))]
+        return self._window[1]
+
+    def _bounds(self, window: int) -> tuple[int, int]:
+        return window * WINDOW, min((window + 1) * WINDOW, self._total)
+
+    def _places(self, line: np.ndarray | int) -> np.ndarray:
+        return np.searchsorted(self._ends, line, side="right")
+
+    def _raw(self, drawn: int) -> np.random.PCG64:
+        """The generator as it is once ``drawn`` numbers have been taken from it."""
+        raw = np.random.PCG64(np.random.SeedSequence(self._seed))
+        raw.advance(drawn)
+        return raw
+
+
+def _random_ranks(raw: np.random.PCG64, count: int) -> np.ndarray:
     # Raw generator output and a stable sort are the same in every numpy; Generator.permutation
     # may change between versions, and with it the order in which a resumed run goes on.
-    raw = np.random.PCG64(np.random.SeedSequence([seed, epoch]))
-    total = int(np.sum(shard_sizes))
-    order = np.arange(total, dtype=np.int64)
-    if total > WINDOW:
-        order = _permute_blocks(shard_sizes, raw)
-    whole = total // WINDOW * WINDOW
-    windows = order[:whole].reshape(-1, WINDOW)
-    windows[:] = np.take_along_axis(windows, _random_ranks(raw, windows.shape), axis=1)
-    order[whole:] = order[whole:][_random_ranks(raw, (total - whole,))]
-    return order
+    return np.argsort(np.asarray(raw.random_raw(count), np.uint64), kind="stable")
 
 
-def _random_ranks(raw: np.random.PCG64, shape: tuple[int, ...]) -> np.ndarray:
-    keys = np.asarray(raw.random_raw(int(np.prod(shape))), np.uint64).reshape(shape)
-    return np.argsort(keys, axis=-1, kind="stable")
-
-
-def _permute_blocks(shard_sizes: Sequence[int], raw: np.random.PCG64) -> np.ndarray:
-    sizes = np.asarray(shard_sizes, np.int64)
-    blocks = -(-sizes // BLOCK)
-    number = np.arange(blocks.sum()) - np.repeat(np.cumsum(blocks) - blocks, blocks)
-    start = np.repeat(np.cumsum(sizes) - sizes, blocks) + number * BLOCK
-    length = np.minimum(BLOCK, np.repeat(sizes, blocks) - number * BLOCK)
-    shuffled = _random_ranks(raw, start.shape)
-    start, length = start[shuffled], length[shuffled]
-    first = np.cumsum(length) - length
-    return np.repeat(start - first, length) + np.arange(length.sum())
+def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int) -> np.ndarray:
+    """Return the whole permutation of an epoch at once, int64 [N]."""
+    order = EpochOrder(shard_sizes, seed, epoch)
+    return order.ids(0, len(order))
 
 
 @dataclass(frozen=True)
@@ -78,7 +120,7 @@ class BatchPlan:
                 f"it must be 0 to {self.world_size - 1}"
             )
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Samples in the set."""
         return sum(self.shard_sizes)
@@ -103,13 +145,33 @@ class BatchPlan:
 
         Starting at ``start_step`` costs the same as starting at 0.
         """
-        order = epoch_order(self.shard_sizes, self.seed, epoch)
+        order = EpochOrder(self.shard_sizes, self.seed, epoch)
+        for first, end in self._stretches(start_step):
+            yield order.ids(first, end)
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Windows of the order that the global batches of an epoch are read from."""
+        return -(-self.steps_per_epoch * self.global_batch_size // WINDOW)
+
+    def windows(self, epoch: int, start_step: int = 0) -> Iterator[range]:
+        """Yield the windows of each of ``micro_batches``, counted through all epochs."""
+        before = epoch * self.windows_per_epoch
+        for first, end in self._stretches(start_step):
+            yield range(before + first // WINDOW, before + (end - 1) // WINDOW + 1)
+
+    def window_shards(self, window: int) -> list[int]:
+        """Return the shards of a window, counted through all epochs, in the order of reading."""
+        epoch, number = divmod(window, self.windows_per_epoch)
+        return EpochOrder(self.shard_sizes, self.seed, epoch).shards(number)
+
+    def _stretches(self, start_step: int) -> Iterator[tuple[int, int]]:
         part = self.global_batch_size // self.world_size
         size = self.micro_batch_size
         for step in range(start_step, self.steps_per_epoch):
             first = step * self.global_batch_size + self.rank * part
             for piece in range(self.accumulation):
-                yield order[first + piece * size : first + (piece + 1) * size]
+                yield first + piece * size, first + (piece + 1) * size
 
 
 def check_feasible(

@@ -36,10 +36,17 @@ class ShardReader:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
+        self._close_removed()
         if len(self._open) >= MAX_OPEN:
             os.close(self._open.popitem(last=False)[1])
         self._open[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
         return self._open[shard]
+
+    def _close_removed(self) -> None:
+        # What a cache has removed would take its room on the disk for as long as it is open.
+        for shard, descriptor in list(self._open.items()):
+            if os.fstat(descriptor).st_nlink == 0:
+                os.close(self._open.pop(shard))
 
     def close(self) -> None:
         """Close all files; the next read opens what it needs again."""

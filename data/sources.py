@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,10 @@ class Reader(Protocol):
         """Return the encoded image, its extension and its label."""
         ...
 
+    def where(self, i: int) -> str:
+        """Return where a sample comes from, for messages."""
+        ...
+
     def content_hash(self) -> str:
         """Return a hash that changes when the list of samples does."""
         ...
@@ -34,13 +38,22 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set to pack: one reader per split, and what identifies it."""
+    """A data set to pack: one reader per split, and what identifies it.
+
+    Attributes:
+        class_names: for people, one per class, where ``classes`` are ids.
+        prepare: called with (workers, progress) before shards are written.
+        scratch: a folder to be removed once the packing is complete.
+    """
 
     kind: str
     name: str
     classes: list[str]
     splits: dict[str, Reader]
     options: dict[str, Any] = field(default_factory=dict)
+    class_names: list[str] | None = None
+    prepare: Callable[[int, bool], None] | None = None
+    scratch: Path | None = None
 
     def samples(self) -> dict[str, int]:
         """Return the number of samples of each split."""
@@ -62,6 +75,9 @@ class ArrayReader:
     def read(self, i: int) -> tuple[bytes, str, int]:
         return encode_png(self.images[i]), "png", int(self.labels[i])
 
+    def where(self, i: int) -> str:
+        return f"image {i}"
+
     def content_hash(self) -> str:
         digest = hashlib.sha256(self.images.tobytes())
         digest.update(self.labels.astype(np.int64).tobytes())
@@ -78,20 +94,41 @@ class FileReader:
 
     def read(self, i: int) -> tuple[bytes, str, int]:
         path = self.root / self.names[i]
-        # Pillow has no one class for "this is not an image".
         try:
             content = path.read_bytes()
-            extension = checked_extension(content)
-        except Exception as error:
-            raise DataError(
-                f"{path} is not an image that can be decoded ({error}); repair or remove it"
-            ) from error
-        return content, extension, int(self.labels[i])
+        except OSError as error:
+            raise undecodable(str(path), error) from error
+        return content, extension_of(content, str(path)), int(self.labels[i])
+
+    def where(self, i: int) -> str:
+        return str(self.root / self.names[i])
 
     def content_hash(self) -> str:
-        digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
-        digest.update(self.labels.astype(np.int64).tobytes())
-        return digest.hexdigest()
+        return hash_of_list(self.names, self.labels)
+
+
+def extension_of(content: bytes, where: str) -> str:
+    """Return the extension that the bytes deserve, whatever the file is called.
+
+    Raises:
+        DataError: they are not a JPEG, PNG or WebP image that can be decoded to its end.
+    """
+    # Pillow has no one class for "this is not an image".
+    try:
+        return checked_extension(content)
+    except Exception as error:
+        raise undecodable(where, error) from error
+
+
+def undecodable(where: str, reason: Exception) -> DataError:
+    return DataError(f"{where} is not an image that can be decoded ({reason}); repair or remove it")
+
+
+def hash_of_list(names: Sequence[str], labels: np.ndarray) -> str:
+    """Return a hex SHA-256 over names and labels."""
+    digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape"))
+    digest.update(labels.astype(np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def digits() -> Source:
@@ -124,26 +161,26 @@ def imagefolder(folder: Path, val_fraction: float | None = None) -> Source:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give the one that holds train/ and val/")
     root = folder / "train" if (folder / "train").is_dir() else folder
-    classes = _class_folders(root)
-    train = _list_images(root, classes, all_filled=True)
+    classes = class_folders(root)
+    train = list_images(root, classes, all_filled=True)
     splits: dict[str, Reader] = {"train": train}
     if root != folder and (folder / "val").is_dir():
         if val_fraction is not None:
             raise DataError(f"{folder} has a val folder already; leave out val_fraction")
-        unknown = sorted(set(_class_folders(folder / "val")) - set(classes))
+        unknown = sorted(set(class_folders(folder / "val")) - set(classes))
         if unknown:
             raise DataError(
                 f"{folder / 'val'} has classes that {root} has not ({', '.join(unknown[:5])}); "
                 "give both the same class folders"
             )
-        splits["val"] = _list_images(folder / "val", classes, all_filled=False)
+        splits["val"] = list_images(folder / "val", classes, all_filled=False)
     elif val_fraction is not None:
         splits["train"], splits["val"] = _split_files(train, val_fraction)
     options = {} if val_fraction is None else {"val_fraction": val_fraction}
     return Source("imagefolder", folder.resolve().name, classes, splits, options)
 
 
-def _class_folders(root: Path) -> list[str]:
+def class_folders(root: Path) -> list[str]:
     with os.scandir(root) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:
@@ -153,7 +190,7 @@ def _class_folders(root: Path) -> list[str]:
     return names
 
 
-def _list_images(root: Path, classes: Sequence[str], *, all_filled: bool) -> FileReader:
+def list_images(root: Path, classes: Sequence[str], *, all_filled: bool) -> FileReader:
     names: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
@@ -244,7 +281,7 @@ def _imagenette(root: Path, size: str) -> Source:
         raise DataError(f"Imagenette has no size {size!r}; use {', '.join(_IMAGENETTE_FOLDERS)}")
     loaded = _on_disk_or_downloaded("Imagenette", root, split="train", size=size)
     splits: dict[str, Reader] = {
-        split: _list_images(root / _IMAGENETTE_FOLDERS[size] / split, loaded.wnids, all_filled=True)
+        split: list_images(root / _IMAGENETTE_FOLDERS[size] / split, loaded.wnids, all_filled=True)
         for split in ("train", "val")
     }
     classes = [names[0] for names in loaded.classes]

@@ -1,4 +1,4 @@
-"""From a decoded image to uint8 [C, H, W], with randomness that belongs to the sample alone."""
+"""From image bytes to uint8 pixels in a batch, with randomness that belongs to the sample alone."""
 
 import contextlib
 import hashlib
@@ -8,20 +8,25 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
+from data.augment import ImagenetAugmentation
 from data.config import DataConfig
+from data.images import decode
+from data.manifest import ImageStats
 
-Transform = Callable[[Image.Image], torch.Tensor]
+# (bytes of an image, seed, uint8 [size, size, channels] to write to); raises CorruptImage.
+Transform = Callable[[bytes, int, torch.Tensor], None]
 
 
 class _Centre:
     """Scale the shorter side to size / ratio and take the centre square of ``size``."""
 
-    def __init__(self, size: int, ratio: float) -> None:
+    def __init__(self, size: int, ratio: float, interpolation: str) -> None:
         self.size = size
         self.shorter = round(size / ratio)
-        self._resize = v2.Resize([self.shorter], antialias=True)
+        mode = InterpolationMode(interpolation)
+        self._resize = v2.Resize([self.shorter], interpolation=mode, antialias=True)
         self._crop = v2.CenterCrop(size)
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -34,38 +39,57 @@ class _Centre:
 
 
 class _Chain:
-    """Steps from image to image, then to a tensor; a lean v2.Compose."""
+    """Decoding, then steps from image to image that draw from torch's global CPU generator."""
 
-    def __init__(self, *steps: Callable[[Image.Image], Image.Image]) -> None:
-        self.steps = steps
+    def __init__(
+        self, channels: int, steps: list[Callable[[Image.Image], Image.Image]], *, draws: bool
+    ) -> None:
+        self._channels = channels
+        self._steps = steps
+        self._draws = draws
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        for step in self.steps:
-            image = step(image)
-        pixels = torch.from_numpy(np.array(image))
-        return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    def __call__(self, content: bytes, seed: int, out: torch.Tensor) -> None:
+        image = decode(content, self._channels)
+        with seeded(seed) if self._draws else contextlib.nullcontext():
+            for step in self._steps:
+                image = step(image)
+        np.copyto(out.numpy(), np.asarray(image).reshape(out.shape))
 
 
-def eval_transform(config: DataConfig) -> Transform:
+def eval_transform(config: DataConfig, stats: ImageStats) -> Transform:
     """Scale the shorter side, take the centre square of ``image_size``."""
-    return _Chain(_Centre(config.image_size, config.eval_crop_ratio))
+    centre = _Centre(config.image_size, config.eval_crop_ratio, config.interpolation)
+    return _Chain(stats.channels, [centre], draws=False)
 
 
-def train_transform(config: DataConfig) -> Transform:
-    """Return the augmentation of the recipe; it draws from torch's global CPU generator."""
-    steps: list[Callable[[Image.Image], Image.Image]]
-    if config.augment == "imagenet":
-        steps = [v2.RandomResizedCrop(config.image_size, antialias=True)]
-    elif config.augment == "crop":
-        steps = [
-            _Centre(config.image_size, 1.0),
-            v2.RandomCrop(config.image_size, padding=config.crop_padding),
-        ]
-    else:
-        steps = [_Centre(config.image_size, config.eval_crop_ratio)]
-    if config.hflip:
-        steps.append(v2.RandomHorizontalFlip())
-    return _Chain(*steps)
+def train_transform(config: DataConfig, size: int, stats: ImageStats) -> Transform:
+    """Return the augmentation of the recipe for images of ``size``."""
+    return _AUGMENTATIONS[config.augment](config, size, stats)
+
+
+def _none(config: DataConfig, size: int, stats: ImageStats) -> Transform:
+    centre = _Centre(size, config.eval_crop_ratio, config.interpolation)
+    return _Chain(stats.channels, [centre, *_flip(config)], draws=config.hflip)
+
+
+def _crop(config: DataConfig, size: int, stats: ImageStats) -> Transform:
+    steps = [
+        _Centre(size, 1.0, config.interpolation),
+        v2.RandomCrop(size, padding=config.crop_padding),
+        *_flip(config),
+    ]
+    return _Chain(stats.channels, steps, draws=True)
+
+
+def _flip(config: DataConfig) -> list[Callable[[Image.Image], Image.Image]]:
+    return [v2.RandomHorizontalFlip()] if config.hflip else []
+
+
+_AUGMENTATIONS: dict[str, Callable[[DataConfig, int, ImageStats], Transform]] = {
+    "none": _none,
+    "crop": _crop,
+    "imagenet": ImagenetAugmentation,
+}
 
 
 def sample_seed(seed: int, epoch: int, sample: int) -> int:

@@ -1,4 +1,4 @@
-"""`scl train | eval | report | pack | recipe`."""
+"""`scl train | eval | report | checkpoint | pack | doctor | recipe`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import sys
 
 # Imports nothing heavy: --help must not wait for torch.
-from launcher.commands import pack, runs, train
+from launcher.commands import checkpoint, doctor, pack, runs, train
 from launcher.terminal import say
 
 _EXAMPLES = """\
@@ -16,6 +16,9 @@ examples:
   scl train --recipe recipes/digits_scl.yaml
   scl train --recipe recipes/digits_scl.yaml --set method.lam=0.2 --set run_dir=runs/lam0.2
   scl eval runs/digits_scl
+  scl checkpoint ls runs/digits_scl
+  scl doctor runs/data/digits
+  scl doctor --cluster --recipe recipes/digits_scl.yaml
   scl recipe                       every key of a recipe, its default and what it means
 
 On several machines: deepspeed --hostfile HOSTS --no_local_rank launcher/train.py --recipe FILE
@@ -50,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, runs, pack):
+    for module in (train, runs, checkpoint, pack, doctor):
         module.add(commands)
     return parser
 

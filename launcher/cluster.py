@@ -64,7 +64,9 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
             ),
             source="srun",
         )
-    return World(0, 0, 1, "127.0.0.1", free_port(), source="single process")
+    address = env.get("MASTER_ADDR", "127.0.0.1")
+    port = _number(env, "MASTER_PORT", default=free_port())
+    return World(0, 0, 1, address, port, source="single process")
 
 
 def free_port() -> int:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from data.plan import BatchPlan
+from launcher import rendezvous
 from launcher.cluster import World
 from launcher.errors import UsageError
 
@@ -45,6 +46,13 @@ class EngineConfig(BaseModel):
     threads: int = Field(default=1, ge=1, description="CPU threads of each rank")
     timeout_s: int = Field(
         default=600, ge=10, description="a collective that takes longer ends the run"
+    )
+    step_timeout_s: int = Field(
+        default=300,
+        ge=0,
+        description="seconds without progress (an update, a batch of evaluation, a checkpoint) "
+        "after which all ranks print their stacks and the run ends; 0: never. Below timeout_s it "
+        "can say which rank was behind",
     )
     compare_masks_every: int = Field(
         default=1000,
@@ -115,11 +123,11 @@ def process_group(world: World, config: EngineConfig) -> Iterator[torch.device]:
     if accelerator() == "cuda":
         device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = datetime.timedelta(seconds=config.timeout_s)
+    rendezvous.join(world, backend, device, timeout)
     deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo",
-        auto_mpi_discovery=False,
-        timeout=datetime.timedelta(seconds=config.timeout_s),
-        verbose=False,
+        dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False
     )
     # After an error there is nobody to meet at a barrier: the process just ends, and its closed
     # connections tell the others.

@@ -27,17 +27,19 @@ def evaluate(
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """`val/loss`, `val/top1`, `val/top5` (shares of 1) and `val/corrupt` (a count).
 
     `model` maps normalised images [batch, channels, height, width] to logits [batch, classes]; it
     must be in evaluation mode and be the same on all ranks. A sample that could not be decoded
-    counts as wrong. Collective when `world_size` > 1.
+    counts as wrong. `on_batch` is called before each batch. Collective when `world_size` > 1.
 
     Raises RunError when the ranks together did not see each sample exactly once.
     """
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     for batch in eval_stream(dataset, config, world_size, rank):
+        on_batch()
         valid = batch["valid"].to(device)
         labels = batch["label"].to(device)
         images = normalise(batch["image"].to(device), dataset.manifest.image)
@@ -70,10 +72,10 @@ def evaluate(
     }
 
 
-def evaluate_run(run: Path, split: str = "val", data: Path | None = None) -> dict[str, float]:
+def evaluate_run(run: Path, split: str = "val", data: str | None = None) -> dict[str, float]:
     """Evaluate the model that the run in folder `run` wrote, in this process, on `split`.
 
-    `data` replaces the recipe's folder of shards. Raises UsageError when the run has no model.
+    `data` replaces the data.path of the recipe. Raises UsageError when the run has no model.
     """
     for needed in ("recipe.yaml", "model.safetensors"):
         if not (run / needed).is_file():

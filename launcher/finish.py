@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from launcher import picture, report
+from launcher.errors import RunError
 from launcher.files import atomic_write
 from launcher.session import Session
 from launcher.state import Progress
@@ -18,7 +19,20 @@ from sclcore.optimizer import hash_masks
 
 
 def write_results(session: Session, tracker: Tracker | None, progress: Progress) -> None:
-    """Write everything into the run's folder and show it, on rank 0. Collective."""
+    """Write everything into the run's folder and show it, on rank 0. Collective.
+
+    Raises RunError if the disk refuses.
+    """
+    try:
+        _write_results(session, tracker, progress)
+    except OSError as error:
+        raise RunError(
+            f"the results cannot be written into {session.recipe.folder}: {error}; make room there "
+            "and give the same command again: it goes on from the newest checkpoint"
+        ) from error
+
+
+def _write_results(session: Session, tracker: Tracker | None, progress: Progress) -> None:
     recipe, model, optimizer = session.recipe, session.model, session.optimizer
     folder = recipe.folder
     masks = optimizer.masks() if isinstance(optimizer, SCL) else None
@@ -76,5 +90,5 @@ def _say_how_to_sync(tracker: Tracker) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in `folder` has written its results."""
-    return (folder / "summary.json").exists()
+    """Whether the run in `folder` has written its results, of which the picture is the last."""
+    return all((folder / name).exists() for name in ("summary.json", "summary.png"))

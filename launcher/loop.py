@@ -16,32 +16,39 @@ from launcher.engine import apply_update, process_group
 from launcher.errors import RunError
 from launcher.monitor import Monitor
 from launcher.preflight import find_start, open_inputs
-from launcher.ranks import StopSignal, from_main
+from launcher.ranks import Agreement, from_main
 from launcher.recipe import Recipe
 from launcher.run_folder import lock, write_provenance
+from launcher.saver import Saver
 from launcher.session import Session, build_session
 from launcher.terminal import say
 from launcher.tracking import Tracker
+from launcher.watchdog import Watchdog
 
 
 def train(session: Session, start: Checkpoint | None) -> int:
     """Train to the end, or until a signal. Returns the exit code: 0, or 128 + signal number."""
     recipe, steps_per_epoch = session.recipe, session.plan.steps_per_epoch
     every = recipe.engine.compare_masks_every
-    stop = StopSignal()
+    agreement = Agreement()
     progress = state.restore(start, session)
     tracker = open_tracker(session, progress)
     monitor = Monitor(session, tracker)
-    saver = state.Saver(session, tracker)
-    batches = session.batches(progress.step)
+    if (counted := state.monitor_state(start, session)) is not None:
+        monitor.restore(counted)
+    saver = Saver(session, tracker, agreement, monitor)
+    watchdog = Watchdog(session.world, recipe.engine.step_timeout_s)
+    batches = watchdog.awaited(session.batches(progress.step))
     exit_code = 1
     try:
-        for epoch in range(progress.step // steps_per_epoch, recipe.optim.epochs):
-            monitor.start_epoch(epoch, done=progress.step % steps_per_epoch)
+        for epoch in range(progress.epochs, recipe.optim.epochs):
+            monitor.start_epoch(epoch, done=progress.step - epoch * steps_per_epoch)
             session.engine.train()
             while progress.step < (epoch + 1) * steps_per_epoch:
-                if signal_number := stop.agreed():
+                watchdog.beat("agreeing whether to stop", progress.step + 1)
+                if signal_number := saver.before_step(progress):
                     saver.save(progress)
+                    saver.finish()
                     say_stopped(session, signal_number, progress.step)
                     exit_code = 128 + signal_number
                     return exit_code
@@ -50,20 +57,29 @@ def train(session: Session, start: Checkpoint | None) -> int:
                     state.check_masks_agree(session)
                 if monitor.skipped_in_a_row >= recipe.engine.max_skipped_steps:
                     saver.save(progress)
+                    saver.finish()
                     raise RunError(
                         f"the gradient was not finite {monitor.skipped_in_a_row} updates in a row; "
                         f"the last good state is saved in {saver.folder}. Lower optim.lr, or set "
                         "optim.clip_grad_norm"
                     )
-            progress.results = session.evaluate()
+            progress.results = session.evaluate(lambda: watchdog.beat("evaluating"))
             monitor.end_epoch(epoch, progress.step, progress.results)
-            done = epoch + 1
+            progress.epochs = done = epoch + 1
             if done % recipe.checkpoint.every_epochs == 0 or done == recipe.optim.epochs:
-                saver.save(progress, comparable=session.masks_are_final(progress.step))
+                watchdog.beat("saving")
+                saver.save(progress)
+        watchdog.close()
         finish.write_results(session, tracker, progress)
+        saver.finish()
         exit_code = 0
         return exit_code
+    except RunError:
+        # All ranks come to that verdict together: what is being written is worth waiting for.
+        saver.wait()
+        raise
     finally:
+        watchdog.close()
         if tracker is not None:
             tracker.close(exit_code)
 
@@ -83,7 +99,7 @@ def train_step(
         batch = {k: v.to(session.device, non_blocking=True) for k, v in next(batches).items()}
         data_wait += time.perf_counter() - waiting
         logits = session.forward(batch)
-        loss = session.loss_function(logits, batch["label"])
+        loss = session.loss(logits, batch)
         session.engine.backward(loss)
         monitor.after_micro_batch(loss, logits, batch)
         if micro_step + 1 < session.plan.accumulation:
@@ -143,8 +159,8 @@ def run_rank(recipe: Recipe, world: World) -> int:
                 write_provenance(recipe.folder, recipe, world)
             return train(build_session(recipe, inputs, world, device), start)
     except DataError as error:
-        # What is wrong with the data was refused before; this broke while it was being read.
-        raise RuntimeError(str(error)) from error
+        # No usage error: what is wrong with the data itself was refused before it was read.
+        raise RunError(str(error)) from error
     finally:
         if folder_lock is not None:
             folder_lock.close()

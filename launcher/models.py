@@ -68,11 +68,17 @@ def create_model(config: ModelConfig, *, num_classes: int, in_chans: int) -> nn.
 
 
 def model_on_meta(
-    config: ModelConfig, *, num_classes: int, in_chans: int, image_size: int
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    in_chans: int,
+    image_size: int,
+    key: str = "data.image_size",
 ) -> tuple[nn.Module, Tensor]:
     """The model and one image that has passed through it, on the meta device: shapes, no memory.
 
-    Raises UsageError where that fails, so that it fails before any process is spawned.
+    `key` is where the recipe says the size. Raises UsageError where that fails, before any process
+    is spawned.
     """
     with torch.device("meta"):
         model = create_model(config, num_classes=num_classes, in_chans=in_chans).eval()
@@ -83,7 +89,7 @@ def model_on_meta(
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UsageError(
             f"model {config.name} does not take images of {in_chans}×{image_size}×{image_size} "
-            f"(data.image_size): {error}"
+            f"({key}): {error}"
         ) from error
     return model, images
 

@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +44,35 @@ class Monitor:
         self._held: set[str] = set()
         self._seen = 0.0
         self._corrupt = 0.0
+        self._last_loss = math.nan
+        self._rate = 0.0
         self.skipped = 0
         self.skipped_in_a_row = 0
         self._start_interval()
+
+    def state(self) -> dict[str, Any]:
+        """What this rank has summed up since the last line, and counted since the run began.
+
+        The tensor is the monitor's own, not a copy.
+        """
+        return {
+            "sums": self._sums,
+            "count": self._count,
+            "held": sorted(self._held),
+            "seen": self._seen,
+            "corrupt": self._corrupt,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Undo `state`; without its "sums", the next line is about the updates from here on."""
+        if "sums" in state:
+            self._sums.copy_(state["sums"])
+            self._count = state["count"]
+            self._held = set(state["held"])
+        self._seen, self._corrupt = state["seen"], state["corrupt"]
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
 
     def before_step(self, step: int) -> None:
         """Observe the masks at the step that is about to be logged."""
@@ -54,7 +81,10 @@ class Monitor:
             self._optimizer.observations = {}
 
     def after_micro_batch(self, loss: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> None:
-        """Add to the interval's sums without waiting for the device."""
+        """Add to the interval's sums without waiting for the device.
+
+        Of a mixed sample, the label that counts is its own, whatever its share of the image.
+        """
         labels = batch["label"]
         count = labels.numel()
         correct = (logits.detach().argmax(1) == labels).sum()

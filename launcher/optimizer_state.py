@@ -1,6 +1,7 @@
-"""Optimizer state by parameter name, whole, whatever the engine made of the optimizer's tensors.
+"""Optimizer state by parameter name, whatever the engine made of the optimizer's tensors.
 
-A checkpoint written by any number of ranks in any ZeRO stage is thereby read by any other.
+A rank gives what it holds and takes what it needs, by name and stretch of elements: a checkpoint
+written by any number of ranks in any ZeRO stage is thereby read by any other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from launcher.saved_optimizer import Pieces, SavedOptimizer
 from launcher.zero import flat_shards
 from sclcore import SCL
 
@@ -75,29 +77,38 @@ class OptimizerState:
             for shard in own:
                 yield _Part(shard.name, shard.shape, shard.start, shard.length, flat, shard.offset)
 
-    def gather(self) -> dict[str, Any] | None:
-        """The whole state, on the CPU, on rank 0; None on the others. Collective."""
-        held = {part.name: (part, self._values(part)) for part in self._parts}
-        kinds = {n: {k: v.dtype for k, v in values.items()} for n, (_, values) in held.items()}
-        everyone: list[dict[str, dict[str, torch.dtype]]] = [{}] * dist.get_world_size()
-        dist.all_gather_object(everyone, kinds)
-        whole: dict[str, dict[str, Tensor]] = {}
-        for name, param in self._params.items():
-            part, values = held.get(name, (None, {}))
-            known = {k: d for rank in everyone for k, d in rank.get(name, {}).items()}
-            for key, dtype in known.items():
-                value = self._whole(param, part, values.get(key), dtype)
-                if dist.get_rank() == 0:
-                    whole.setdefault(name, {})[key] = value.cpu().clone()
-        counters = [group.get("draws", 0) for group in self._optimizer.param_groups]
-        return {"state": whole, "draws": counters} if dist.get_rank() == 0 else None
+    def pieces(self) -> Pieces:
+        """What this rank has to save: views of its state, not copies.
 
-    def load(self, saved: dict[str, Any]) -> None:
-        """Take this rank's part of a whole state, once the model has its values. Collective."""
+        Where nothing is sharded all ranks hold the same, and rank 0 saves it.
+        """
+        if self._zero is None and dist.get_rank() != 0:
+            return {}
+        return {
+            part.name: {
+                "shape": list(part.shape),
+                "start": part.start,
+                "length": part.length,
+                "values": self._values(part),
+            }
+            for part in self._parts
+        }
+
+    @property
+    def draws(self) -> list[int]:
+        """How many random numbers each group has drawn; the same on all ranks."""
+        return [group.get("draws", 0) for group in self._optimizer.param_groups]
+
+    def load(self, saved: SavedOptimizer) -> None:
+        """Take this rank's part of a saved state, once the model has its values.
+
+        Raises CheckpointError when it is not of this model.
+        """
         for part in self._parts:
-            values = dict(saved["state"].get(part.name, {}))
+            values = saved.read(part.name, part.start, part.length)
             param = self._params[part.name]
-            master = values.pop(_MASTER, param.detach())
+            own = param.detach().reshape(-1)[part.start : part.start + part.length]
+            master = values.pop(_MASTER, own)
             if part.tensor is not param:
                 _put(part, part.tensor.detach(), master)
             for key, value in values.items():
@@ -105,7 +116,7 @@ class OptimizerState:
                 if key not in state:
                     state[key] = torch.zeros_like(part.tensor, dtype=value.dtype)
                 _put(part, state[key], value)
-        for group, draws in zip(self._optimizer.param_groups, saved["draws"], strict=True):
+        for group, draws in zip(self._optimizer.param_groups, saved.draws, strict=True):
             if "draws" in group:
                 group["draws"] = draws
         if isinstance(self._optimizer, SCL):
@@ -129,29 +140,16 @@ class OptimizerState:
             values[_MASTER] = part.tensor
         return {key: _stretch(part, value) for key, value in values.items()}
 
-    def _whole(
-        self, param: Tensor, part: _Part | None, stretch: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        if self._zero is None:
-            assert stretch is not None
-            return stretch.view(param.shape)
-        value = torch.zeros(param.numel(), dtype=dtype, device=param.device)
-        if part is not None and stretch is not None:
-            value[part.start : part.start + part.length] = stretch
-        # As bytes: a sum with zeros then keeps every bit, the sign of a zero included.
-        dist.reduce(value.view(torch.uint8), dst=0)
-        return value.view(param.shape)
-
 
 def _stretch(part: _Part, value: Tensor) -> Tensor:
     """The elements of a part, in row-major order."""
     return value.detach().reshape(-1)[part.offset : part.offset + part.length]
 
 
-def _put(part: _Part, target: Tensor, whole: Tensor) -> None:
-    """Copy a part of a whole tensor to where this rank holds it."""
+def _put(part: _Part, target: Tensor, values: Tensor) -> None:
+    """Copy the elements of a part to where this rank holds them."""
     with torch.no_grad():
-        values = whole.to(target.device).reshape(-1)[part.start : part.start + part.length]
+        values = values.to(target.device)
         if target.ndim != 1 or target.numel() == part.length:
             target.copy_(values.view(target.shape))
         else:

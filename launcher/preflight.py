@@ -9,6 +9,8 @@ from data.pipeline import ShardDataset, open_split
 from data.plan import BatchPlan, check_feasible
 from launcher import checkpoint
 from launcher.checkpoint import Checkpoint
+from launcher.checkpoint_manifest import folders
+from launcher.disk_space import shortage
 from launcher.engine import accumulation_steps
 from launcher.errors import UsageError
 from launcher.models import model_on_meta
@@ -52,6 +54,8 @@ def open_inputs(recipe: Recipe, world_size: int) -> Inputs:
             f"{recipe.data.path}: train and val have different classes "
             f"({len(train.manifest.classes)} and {len(val.manifest.classes)}); pack them together"
         )
+    if recipe.data.mixing:
+        _check_pairs(recipe, world_size, accumulation)
     check_feasible(
         train.manifest.samples,
         recipe.optim.global_batch_size,
@@ -65,9 +69,55 @@ def open_inputs(recipe: Recipe, world_size: int) -> Inputs:
         in_chans=train.manifest.image.channels,
         image_size=recipe.data.image_size,
     )
+    _check_smallest_images(recipe, train.manifest)
     # Its patterns of layers can only be checked against the model.
     recipe.method.optimizer(model, recipe.optim, image)
+    _check_room(recipe, sum(p.numel() for p in model.parameters()))
     return Inputs(train, val, accumulation)
+
+
+def _check_room(recipe: Recipe, parameters: int) -> None:
+    """Refuse a new run whose first checkpoint cannot fit; later ones are checked as they come."""
+    folder = recipe.folder / "checkpoints"
+    if folders(folder):
+        return
+    # Weights and a momentum in float32 at the least; masks and their momentum may be as much again.
+    if lack := shortage(folder, 8 * parameters):
+        raise UsageError(
+            f"the first checkpoint would not fit into {recipe.folder}: {lack}; make room, or "
+            "choose another place with --set run_dir=…"
+        )
+
+
+def _check_pairs(recipe: Recipe, world_size: int, accumulation: int) -> None:
+    """Refuse micro-batches that would part a pair that mixup or CutMix mixes."""
+    batch = recipe.optim.global_batch_size
+    per_rank = batch // world_size
+    micro_batch = per_rank // accumulation
+    if micro_batch % 2 == 0:
+        return
+    unit = 2 * world_size
+    sizes = [size for size in (batch // unit * unit, (batch // unit + 1) * unit) if size]
+    fix = f"choose optim.global_batch_size {' or '.join(map(str, sizes))}"
+    if per_rank % 2 == 0:
+        even = [size for size in range(2, per_rank + 1, 2) if per_rank % size == 0]
+        nearest = min(even, key=lambda size: abs(size - recipe.engine.max_micro_batch))
+        fix = f"choose engine.max_micro_batch {nearest}"
+    raise UsageError(
+        f"data.mixup and data.cutmix mix samples in pairs, but {batch} samples over {world_size} "
+        f"rank(s) × {accumulation} make micro-batches of {micro_batch}, which is odd; {fix}"
+    )
+
+
+def _check_smallest_images(recipe: Recipe, manifest: Manifest) -> None:
+    if recipe.data.smallest_training_size < recipe.data.image_size:
+        model_on_meta(
+            recipe.model,
+            num_classes=len(manifest.classes),
+            in_chans=manifest.image.channels,
+            image_size=recipe.data.smallest_training_size,
+            key="data.progressive.start",
+        )
 
 
 def find_start(recipe: Recipe, manifest: Manifest) -> Checkpoint | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -16,8 +17,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 
-class StopSignal:
-    """Turns SIGTERM, SIGUSR1 and SIGINT into a stop that all ranks agree on at the next step."""
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks know at the same step."""
+
+    signal: int | None
+    """The highest signal number any rank received."""
+    writing: bool
+    """Some rank is still writing its part of a checkpoint."""
+    save: bool
+    """Some rank asks for a checkpoint."""
+
+
+class Agreement:
+    """One small message per step: who was asked to stop, who still writes, whether to save.
+
+    Turns SIGTERM, SIGUSR1 and SIGINT into a stop that all ranks agree on at the next step.
+    """
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -33,13 +49,22 @@ class StopSignal:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._received = self._received or number
 
-    def agreed(self) -> int | None:
-        """The highest signal number any rank received, the same on all ranks; None if none did."""
+    def at_step(self, *, writing: bool = False, save: bool = False) -> Agreed:
+        """What any rank says here, the same on all ranks. Collective."""
         if self._received is None and self._parent and not psutil.pid_exists(self._parent):
             self._received = signal.SIGTERM
-        flag = torch.tensor([self._received or 0])
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return int(flag) or None
+        flags = torch.tensor([self._received or 0, writing, save])
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+        number, writing, save = flags.tolist()
+        return Agreed(number or None, bool(writing), bool(save))
+
+    def gather_to_main(self, value: Any) -> list[Any] | None:
+        """Every rank's `value` on rank 0, in order of rank; None elsewhere. Collective."""
+        return gather_to_main(value, self._group)
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's `value` on every rank. Collective."""
+        return from_main(value, self._group)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -54,23 +79,37 @@ def average_batch_norm(model: nn.Module) -> None:
     Each rank gathers them from its own part of the batch; an evaluation, or the model that is
     written, must not depend on which rank's they are.
     """
-    norms = [m for m in model.modules() if isinstance(m, _NormBase)]
-    buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+    buffers = dict(model.named_buffers())
+    for name, mean in mean_batch_norm(model).items():
+        buffers[name].copy_(mean)
+
+
+def mean_batch_norm(model: nn.Module) -> dict[str, Tensor]:
+    """The mean of all ranks' running statistics by name of the buffer, as float32. Collective."""
+    norms = {id(b) for m in model.modules() if isinstance(m, _NormBase) for b in _statistics(m)}
+    buffers = {name: b.detach() for name, b in model.named_buffers() if id(b) in norms}
     if not buffers or dist.get_world_size() == 1:
-        return
-    flat = torch.cat([b.detach().flatten().float() for b in buffers])
+        return {}
+    flat = torch.cat([b.flatten().float() for b in buffers.values()])
     flat = sum_over_ranks(flat) / dist.get_world_size()
-    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    means = flat.split([b.numel() for b in buffers.values()])
+    return {name: m.view_as(buffers[name]) for name, m in zip(buffers, means, strict=True)}
+
+
+def _statistics(norm: _NormBase) -> list[Tensor]:
+    return [b for b in (norm.running_mean, norm.running_var) if b is not None]
 
 
 def local_state(model: nn.Module, device: torch.device) -> dict[str, Any]:
-    """What differs between ranks and decides how training goes on: generators and buffers."""
+    """What differs between ranks and decides how training goes on: generators and buffers.
+
+    The buffers are the model's own, not copies.
+    """
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
         "numpy": _numpy_state(),
-        "buffers": {name: b.detach().cpu().clone() for name, b in model.named_buffers()},
+        "buffers": {name: b.detach() for name, b in model.named_buffers()},
     }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -91,17 +130,17 @@ def restore_local_state(model: nn.Module, device: torch.device, state: dict[str,
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def gather_to_main(value: Any) -> list[Any] | None:
+def gather_to_main(value: Any, group: dist.ProcessGroup | None = None) -> list[Any] | None:
     """Every rank's `value` on rank 0, in order of rank; None elsewhere. Collective."""
     gathered = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(value, gathered)
+    dist.gather_object(value, gathered, group=group)
     return gathered
 
 
-def from_main(value: Any) -> Any:
+def from_main(value: Any, group: dist.ProcessGroup | None = None) -> Any:
     """Rank 0's `value` on every rank. Collective."""
     box = [value]
-    dist.broadcast_object_list(box)
+    dist.broadcast_object_list(box, group=group)
     return box[0]
 
 

@@ -22,7 +22,11 @@ from sclcore import Schedule
 
 # Where a run may differ from the checkpoint it continues: nothing here changes what is learned.
 _FREE_ON_RESUME = ("name", "run_dir", "tracking", "checkpoint", "engine", "data.path")
-_FREE_DATA_KEYS = ("data.workers", "data.prefetch", "data.eval_batch_size")
+_FREE_DATA_KEYS = (
+    *("data.workers", "data.prefetch", "data.eval_batch_size"),
+    *("data.cache_dir", "data.cache_gb", "data.fetch_ahead", "data.fetch_timeout_s"),
+    *("data.retries", "data.retry_wait_s"),
+)
 
 
 class Recipe(BaseModel):
@@ -176,7 +180,9 @@ def _sentence(error: ValidationError) -> str:
         text = f"method.name must be scl or dense, not {(given or {}).get('name')!r}"
     else:
         reason = first["msg"].removeprefix("Value error, ")
-        text = f"{key}: {reason[0].lower()}{reason[1:]}, not {given!r}"
+        # Not what is in a mapping: a key of W&B's that somebody put there must not be repeated.
+        shown = "a mapping" if isinstance(given, dict) else repr(given)
+        text = f"{key}: {reason[0].lower()}{reason[1:]}, not {shown}"
     more = len(problems) - 1
     return text + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data.manifest import Manifest
+from data.mixing import mix, mixed_targets
 from data.pipeline import ShardDataset, normalise, train_stream
 from data.plan import BatchPlan
 from launcher.cluster import World
@@ -24,7 +25,8 @@ from launcher.optimizer_state import OptimizerState, parameter_names
 from launcher.preflight import Inputs
 from launcher.ranks import average_batch_norm, sum_over_ranks
 from launcher.recipe import Recipe
-from sclcore import Scheduler
+from sclcore import SCL, Scheduler
+from sclcore.connections import find_connections
 from sclcore.kernels import find_kernel
 
 
@@ -67,14 +69,24 @@ class Session:
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits [batch, classes] in float32."""
-        return self.network(normalise(batch["image"], self.manifest.image))
+        images = normalise(batch["image"], self.manifest.image)
+        if self.recipe.data.mixing:
+            images = mix(images, batch)
+        return self.network(images)
+
+    def loss(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Mean cross entropy; where samples are mixed, with their labels mixed likewise."""
+        labels = batch["label"]
+        if self.recipe.data.mixing:
+            labels = mixed_targets(batch, logits.shape[1])
+        return self.loss_function(logits, labels)
 
     def network(self, images: Tensor) -> Tensor:
         """Logits [batch, classes] in float32, of normalised images."""
         dtype = next(self.model.parameters()).dtype
         return self.engine(images.to(dtype)).float()
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, on_batch: Callable[[], None]) -> dict[str, float]:
         """Results on the validation split, with the statistics of all ranks. Collective."""
         average_batch_norm(self.model)
         self.engine.eval()
@@ -85,7 +97,17 @@ class Session:
             device=self.device,
             rank=self.world.rank,
             world_size=self.world.world_size,
+            on_batch=on_batch,
         )
+
+    def count_connections(self) -> tuple[int, int]:
+        """How many connections are live, and how many there are. Collective."""
+        if isinstance(self.optimizer, SCL):
+            live = self.optimizer.live_connections()
+            sizes = [p.numel() for name, p in self.model.named_parameters() if name in live]
+            return sum(live.values()), sum(sizes)
+        total = sum(c.parameter.numel() for c in find_connections(self.model))
+        return total, total
 
     def masks_are_final(self, step: int) -> bool:
         """Whether the network after update `step` has the connections it will end with."""

@@ -41,7 +41,9 @@ def train_on_ranks(ranks: int, arguments: Sequence[str]) -> int:
     }
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *("--num_accelerators", str(ranks), "--master_port", str(free_port())),
+        *("--num_accelerators", str(ranks)),
+        *("--master_addr", os.environ.get("MASTER_ADDR", "127.0.0.1")),
+        *("--master_port", os.environ.get("MASTER_PORT", str(free_port()))),
         # A hostfile of the machine's must not turn this into a multi-node run.
         *("--no_local_rank", "--log_level", "error", "--hostfile", os.devnull),
         *(str(_TRAIN), *arguments),

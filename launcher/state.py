@@ -1,4 +1,4 @@
-"""The state of a run: gathered from the ranks into a checkpoint, and given back to them."""
+"""The state of a run: what a checkpoint holds of it, and how it is given back to the ranks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from launcher import checkpoint
 from launcher.checkpoint import Checkpoint
 from launcher.errors import RunError
-from launcher.ranks import from_main, gather_to_main, local_state, restore_local_state
-from launcher.run_folder import environment
+from launcher.ranks import (
+    from_main,
+    gather_to_main,
+    local_state,
+    mean_batch_norm,
+    restore_local_state,
+)
+from launcher.saved_optimizer import SavedOptimizer, optimizer_part
 from launcher.session import Session
-from launcher.tracking import Tracker
 from sclcore import SCL
 from sclcore.optimizer import hash_masks
 
@@ -24,80 +30,96 @@ class Progress:
 
     step: int = 0
     """Updates tried so far; position in the data and in every schedule follow from it."""
+    epochs: int = 0
+    """Epochs trained and evaluated."""
     seconds: float = 0.0
     """Time spent training, over all interruptions; evaluation and saving are not in it."""
     results: dict[str, float] = field(default_factory=dict)
-    best_top1: float = -1.0
+    """Of the newest evaluation."""
     wandb_id: str | None = None
 
 
-class Saver:
-    """Writes checkpoints; every method is collective."""
+def parts_of(session: Session) -> dict[str, Any]:
+    """What this rank saves, by part: the memory that is trained on, not copies. Collective.
 
-    def __init__(self, session: Session, tracker: Tracker | None) -> None:
-        self.folder = session.recipe.folder / "checkpoints"
-        self._session = session
-        self._tracker = tracker
+    The model is rank 0's to save, with the mean of all ranks' batch statistics: it is the network
+    as it would be evaluated, and what ranks start from that have no state of their own.
+    """
+    rank = session.world.rank
+    means = mean_batch_norm(session.model)
+    parts: dict[str, Any] = {rank_part(rank): local_state(session.model, session.device)}
+    if pieces := session.optimizer_state.pieces():
+        parts[optimizer_part(rank)] = pieces
+    if session.world.is_main:
+        state = {key: value.detach() for key, value in session.model.state_dict().items()}
+        for name, mean in means.items():
+            state[name] = mean.to(state[name].dtype)
+        parts["model"] = state
+    return parts
 
-    def save(self, progress: Progress, *, comparable: bool = False) -> None:
-        """Publish a checkpoint. `comparable`: the masks are final, so it may be the best so far.
 
-        Raises RunError on all ranks when their masks differ.
-        """
-        session = self._session
-        check_masks_agree(session)
-        ranks = gather_to_main(local_state(session.model, session.device))
-        optimizer = session.optimizer_state.gather()
-        top1 = progress.results.get("val/top1", -1.0)
-        best = comparable and top1 > progress.best_top1
-        if best:
-            progress.best_top1 = top1
-        if self._tracker is not None:
-            # What a resumed run does not log again must be on disk by then.
-            self._tracker.flush()
-        if ranks is not None:
-            parts: dict[str, Any] = {
-                "model": session.model.state_dict(),
-                "optimizer": optimizer,
-            }
-            parts |= {f"rank-{rank:05d}": state for rank, state in enumerate(ranks)}
-            checkpoint.save(
-                self.folder,
-                step=progress.step,
-                parts=parts,
-                meta=self._meta(progress),
-                keep=session.recipe.checkpoint.keep,
-                best=best,
-            )
-
-    def _meta(self, progress: Progress) -> dict[str, Any]:
-        return {
-            "progress": vars(progress),
-            "recipe": self._session.recipe.as_dict(),
-            "data": self._session.manifest.fingerprint(),
-            "samples": progress.step * self._session.plan.global_batch_size,
-            "environment": environment(self._session.world),
-        }
+def rank_part(rank: int) -> str:
+    return f"rank-{rank:05d}"
 
 
 def restore(start: Checkpoint | None, session: Session) -> Progress:
     """Load a checkpoint into model, optimizer and generators; without one, a fresh `Progress`.
 
-    At another world size than it was saved with, ranks that have no state of their own take the
-    buffers of rank 0 and generators seeded by their rank.
+    At another world size than it was saved with, all ranks take the mean of the saved batch
+    statistics, and generators as rank 0 had them, those of PyTorch seeded by rank.
     """
     if start is None:
         return Progress()
     world = session.world
     session.model.load_state_dict(checkpoint.load_part(start, "model"))
-    session.optimizer_state.load(checkpoint.load_part(start, "optimizer"))
+    session.optimizer_state.load(SavedOptimizer(start))
     same_world = start.meta["environment"]["world_size"] == world.world_size
-    own = world.rank if same_world else 0
-    rank_state = checkpoint.load_part(start, f"rank-{own:05d}")
-    restore_local_state(session.model, session.device, rank_state)
+    own = checkpoint.load_part(start, rank_part(world.rank if same_world else 0))
+    if not same_world:
+        own["buffers"] = {}
+    restore_local_state(session.model, session.device, own)
     if not same_world and world.rank:
         torch.manual_seed(start.meta["recipe"]["seed"] + world.rank)
     return Progress(**start.meta["progress"])
+
+
+def monitor_state(start: Checkpoint | None, session: Session) -> dict[str, Any] | None:
+    """What the monitor of this rank had counted; None if nothing is known of it.
+
+    At another world size, sums over the samples of a rank mean nothing and are left out.
+    """
+    if start is None:
+        return None
+    world = session.world
+    same_world = start.meta["environment"]["world_size"] == world.world_size
+    part = checkpoint.load_part(start, rank_part(world.rank if same_world else 0))
+    counted = part.get("monitor")
+    if counted is not None and not same_world:
+        del counted["sums"]
+    return counted
+
+
+def copied_to_cpu(tree: Any) -> Any:
+    """The same tree with every tensor copied into CPU memory of its own."""
+    if isinstance(tree, Tensor):
+        # Contiguous, or a slice would be saved with all that it is a slice of.
+        return tree.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if isinstance(tree, dict):
+        return {key: copied_to_cpu(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(copied_to_cpu(value) for value in tree)
+    return tree
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of all tensors in a tree."""
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, list | tuple):
+        return 0
+    return sum(bytes_of(value) for value in tree)
 
 
 def check_masks_agree(session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,18 @@ def test_from_class_folders_to_a_sparse_resnet50(photographs: Path, tmp_path: Pa
     data, run_dir = tmp_path / "shards", tmp_path / "run"
     code, output = finish(launch(scl("pack", "imagefolder", photographs, "--out", data)))
     assert code == 0, output
-    assert "96 samples of 2 classes" in output and "24 samples of 2 classes" in output
+    rows = [re.findall(r"\w+", line)[:3] for line in output.splitlines()]
+    assert ["train", "96", "2"] in rows and ["val", "24", "2"] in rows
     settings = (
         f"data.path={data}",
         f"run_dir={run_dir}",
         "data.image_size=64",
         "data.workers=1",
+        "data.randaugment=rand-m9-mstd0.5-inc1",
+        "data.random_erasing=0.25",
+        "data.mixup=0.2",
+        "data.cutmix=1.0",
+        "data.progressive={start: 32, until: 0.5}",
         "optim.global_batch_size=32",
         "optim.epochs=2",
         "engine.ranks=2",

@@ -94,7 +94,7 @@ def test_every_scl_command_is_understood(path: Path) -> None:
         if words[-1] in {"…", "train"} or set(words) & {"DIR", "…"}:
             continue
         options = cli.parser().parse_args(words)
-        if "recipe" in options:
+        if getattr(options, "recipe", None) is not None:
             assert (ROOT / options.recipe).is_file(), words
 
 
@@ -114,3 +114,17 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec make test")
     makefile = (ROOT / "Makefile").read_text()
     assert "\ntest:" in makefile and "\ndemo:" in makefile
+
+
+def test_the_augmentation_of_the_document_is_a_recipe() -> None:
+    [text] = blocks("docs/augmentation.md", "yaml")
+    overrides = [
+        f"{section}.{key}={value}"
+        for section, keys in yaml.safe_load(text).items()
+        for key, value in keys.items()
+    ]
+    recipe = load_recipe(ROOT / "recipes/resnet50_scl.yaml", overrides)
+    assert recipe.data.mixing and recipe.data.training_size(0, 100) == 128
+    written = {key for section in yaml.safe_load(text).values() for key in section}
+    drawn = {"augment", "crop_scale", "crop_ratio", "interpolation", "hflip", "randaugment"}
+    assert written >= drawn | {"random_erasing", "mixup", "cutmix", "progressive"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,29 +14,87 @@ if TYPE_CHECKING:
     from data.manifest import Manifest
     from data.sources import Source
 
+_MORE = "Killed and run again, it goes on where it was; done, it leaves everything as it is."
+
 
 def add(commands: Commands) -> None:
     pack = commands.add_parser("pack", help="pack images into WebDataset shards with a manifest")
     sources = pack.add_subparsers(required=True, metavar="SOURCE")
-    more = "Killed and run again, it goes on where it was; done, it leaves everything as it is."
+    _add_digits(sources)
+    _add_imagenet(sources)
+    _add_imagefolder(sources)
+    _add_huggingface(sources)
+    _add_torchvision(sources)
+    _add_index(sources)
+
+
+def _add_digits(sources: Commands) -> None:
     parser = add_command(
-        sources, "digits", _pack_digits, "pack scikit-learn's 1,797 digits (no download)", more
+        sources, "digits", _pack_digits, "pack scikit-learn's 1,797 digits (no download)", _MORE
     )
     _add_packing_options(parser)
+
+
+def _add_imagenet(sources: Commands) -> None:
+    parser = add_command(
+        sources,
+        "imagenet",
+        _pack_imagenet,
+        "pack ImageNet (ILSVRC2012) from its tar files, or from folders extracted from them",
+        "DIR holds ILSVRC2012_img_train.tar (or train/), ILSVRC2012_img_val.tar (or val/) and\n"
+        f"ILSVRC2012_devkit_t12.tar.gz.\n{_MORE}",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", nargs="?")
+    parser.add_argument("--train-tar", type=Path, metavar="FILE", help="instead of that in DIR")
+    parser.add_argument("--val-tar", type=Path, metavar="FILE", help="instead of that in DIR")
+    parser.add_argument(
+        "--devkit", type=Path, metavar="FILE", help="class names and labels of val (or its folder)"
+    )
+    parser.add_argument(
+        "--val-labels",
+        type=Path,
+        metavar="FILE",
+        help="lines of a file name and a WordNet id, or Kaggle's LOC_val_solution.csv; "
+        "goes before the devkit's",
+    )
+    _add_packing_options(parser)
+    _add_image_options(parser)
+
+
+def _add_imagefolder(sources: Commands) -> None:
     parser = add_command(
         sources,
         "imagefolder",
         _pack_imagefolder,
         "pack DIR/train/<class>/… and DIR/val/<class>/…, or DIR/<class>/…",
-        more,
+        _MORE,
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument(
         "--val-fraction", type=float, help="hold out this share of each class if there is no val"
     )
     _add_packing_options(parser)
+    _add_image_options(parser)
+
+
+def _add_huggingface(sources: Commands) -> None:
     parser = add_command(
-        sources, "torchvision", _pack_torchvision, "pack a data set of torchvision's by name", more
+        sources,
+        "huggingface",
+        _pack_huggingface,
+        "pack the parquet files of an image data set of the Hugging Face hub",
+        f"Needs pyarrow: pip install 'scl-train[huggingface]'. {_MORE}",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--image-column", help="default: the only one that holds images")
+    parser.add_argument("--label-column", help="default: the only one that holds class labels")
+    _add_packing_options(parser)
+    _add_image_options(parser)
+
+
+def _add_torchvision(sources: Commands) -> None:
+    parser = add_command(
+        sources, "torchvision", _pack_torchvision, "pack a data set of torchvision's by name", _MORE
     )
     parser.add_argument("name", help="CIFAR10, CIFAR100, MNIST, FashionMNIST or Imagenette")
     parser.add_argument(
@@ -45,6 +104,10 @@ def add(commands: Commands) -> None:
         help="where its files are, or are downloaded to (default: runs/downloads)",
     )
     _add_packing_options(parser)
+    _add_image_options(parser)
+
+
+def _add_index(sources: Commands) -> None:
     parser = add_command(
         sources,
         "index",
@@ -52,6 +115,11 @@ def add(commands: Commands) -> None:
         "count shards written by others (key.jpg + key.cls) and write their manifest",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="one split: a folder of *.tar")
+    parser.add_argument(
+        "--label-from",
+        metavar="json:FIELD",
+        help="take the label from this field of key.json instead of key.cls",
+    )
 
 
 def _add_packing_options(parser: argparse.ArgumentParser) -> None:
@@ -68,48 +136,136 @@ def _add_packing_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_image_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        metavar="PIXELS",
+        help="scale images down whose longer side has more pixels; they become JPEG, upright; "
+        "all others keep their bytes (default: all keep them)",
+    )
+    parser.add_argument(
+        "--quality", type=int, help="JPEG quality of the images made smaller (default: 90)"
+    )
+    parser.add_argument(
+        "--captions",
+        metavar="TEXT",
+        help='write key.txt for open_clip; "a photo of a {}" gets the class name',
+    )
+
+
 def _pack_digits(options: argparse.Namespace) -> int:
     from data.sources import digits
 
-    return _pack(options, digits())
+    return _pack(options, digits)
+
+
+def _pack_imagenet(options: argparse.Namespace) -> int:
+    from data.ilsvrc import find_files, imagenet
+    from data.pack import check_kind
+
+    def source() -> Source:
+        files = find_files(
+            options.folder,
+            train_tar=options.train_tar,
+            val_tar=options.val_tar,
+            devkit=options.devkit,
+            val_labels=options.val_labels,
+        )
+        # Reading the headers takes minutes: nothing of that for a folder that will be refused.
+        check_kind(options.out, "imagenet")
+        print(f"train from {files.train}, val from {files.val}", flush=True)
+        return imagenet(files, options.out)
+
+    return _pack(options, source)
 
 
 def _pack_imagefolder(options: argparse.Namespace) -> int:
     from data.sources import imagefolder
 
-    return _pack(options, imagefolder(options.folder, options.val_fraction))
+    return _pack(options, lambda: imagefolder(options.folder, options.val_fraction))
+
+
+def _pack_huggingface(options: argparse.Namespace) -> int:
+    from data.huggingface import huggingface
+
+    def source() -> Source:
+        return huggingface(
+            options.folder,
+            options.out,
+            image_column=options.image_column,
+            label_column=options.label_column,
+        )
+
+    return _pack(options, source)
 
 
 def _pack_torchvision(options: argparse.Namespace) -> int:
     from data.sources import torchvision_set
 
-    return _pack(options, torchvision_set(options.name, options.root))
+    return _pack(options, lambda: torchvision_set(options.name, options.root))
 
 
-def _pack(options: argparse.Namespace, source: Source) -> int:
+def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
+    from data.contact_sheet import SHEET_NAME, draw_contact_sheet
+    from data.encoding import AS_IT_IS, Encoding
     from data.pack import pack
 
+    # Before the source is looked through, which may take minutes.
+    encoding = AS_IT_IS
+    if "max_side" in options:
+        encoding = Encoding(options.max_side, options.quality, options.captions)
     manifests = pack(
-        source,
+        source(),
         options.out,
         shard_samples=options.shard_samples,
         seed=options.seed,
+        encoding=encoding,
         workers=options.workers,
     )
     for split, manifest in manifests.items():
-        _say_packed(options.out / split, manifest)
+        if not (options.out / split / SHEET_NAME).exists():
+            draw_contact_sheet(options.out / split, manifest)
+    _show({options.out / split: manifest for split, manifest in manifests.items()})
     return 0
 
 
 def _index(options: argparse.Namespace) -> int:
     from data.adopt import index_shards
+    from data.contact_sheet import draw_contact_sheet
 
-    _say_packed(options.folder, index_shards(options.folder))
+    manifest = index_shards(options.folder, label_from=options.label_from)
+    draw_contact_sheet(options.folder, manifest)
+    _show({options.folder: manifest})
     return 0
 
 
-def _say_packed(folder: Path, manifest: Manifest) -> None:
-    print(
-        f"{folder}: {manifest.samples:,} samples of {len(manifest.classes)} classes in "
-        f"{len(manifest.shards)} shards"
-    )
+def _show(packed: dict[Path, Manifest]) -> None:
+    """Print what was packed as a table, then where its pictures are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from data.contact_sheet import SHEET_NAME
+    from data.summary import summarise
+
+    table = Table()
+    for name in ("split", "samples", "classes", "shards", "MB", "smallest class", "largest class"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for folder, manifest in packed.items():
+        found = summarise(folder, manifest)
+        table.add_row(
+            found.split,
+            f"{found.samples:,}",
+            f"{found.classes:,}",
+            f"{found.shards:,}",
+            f"{found.bytes / 1e6:,.1f}",
+            *(
+                f"{count:,} ({name.split(',')[0]})"
+                for name, count in (found.smallest, found.largest)
+            ),
+        )
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for folder in packed:
+        # soft_wrap: a path broken over two lines cannot be copied.
+        console.print(f"shards in {folder}, a look at them: {folder / SHEET_NAME}", soft_wrap=True)

@@ -19,7 +19,7 @@ def _add_eval(commands: Commands) -> None:
     parser = add_command(commands, "eval", _eval, "evaluate the written model of a run")
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/digits_scl")
     parser.add_argument("--split", default="val", help="split to evaluate on (default: val)")
-    parser.add_argument("--data", type=Path, help="shards to use instead of the recipe's")
+    parser.add_argument("--data", help="shards to use instead of the recipe's data.path")
 
 
 def _add_report(commands: Commands) -> None:

@@ -21,13 +21,14 @@ from tests.launcher.conftest import finish, launch
 pytestmark = pytest.mark.timeout(600)
 
 
-def run(benchmark: str, *arguments: str) -> dict[str, Any]:
+def run(benchmark: str, *arguments: str, also: set[str] | None = None) -> dict[str, Any]:
     """What the last line of a quick run says, checked for what all of them must say."""
     command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--quick", *arguments]
     code, output = finish(launch(command), timeout=500)
     assert code == 0, output
     result = json.loads(output.splitlines()[-1])
-    assert result.keys() == {"benchmark", "ratio", "target", "machine", "details"}
+    everywhere = {"benchmark", "ratio", "target", "machine", "details"}
+    assert result.keys() == everywhere | (also or set())
     assert result["benchmark"] == benchmark
     assert 0 < result["ratio"] < math.inf
     assert 0 < result["target"] < math.inf
@@ -76,6 +77,16 @@ def test_reparametrised() -> None:
     assert 1.9 < step["bytes_ratio"] < 2
 
 
+def test_checkpoint(tmp_path: Path) -> None:
+    details = run("checkpoint", "--folder", str(tmp_path))["details"]
+    # ResNet-50's weights and statistics, and four tensors more for nearly each of its weights.
+    assert 480e6 < details["bytes"] < 520e6
+    assert details["seconds"].keys() == {"alone", "beside", "copy", "waited", "cost"}
+    assert details["seconds"]["copy"] > 0
+    # Nothing is left of what was written.
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_scaling(tmp_path: Path) -> None:
     figure = tmp_path / "scaling.png"
     details = run("scaling", "--out", str(figure))["details"]
@@ -85,6 +96,28 @@ def test_scaling(tmp_path: Path) -> None:
         assert 0 < shares["scl"] <= 1
         assert 0 < shares["dense"] <= 1
     assert details["assumptions"]
+
+
+def test_loader() -> None:
+    ratios = {"ratio_to_decode_limit", "ratio_to_best_peer"}
+    result = run("loader", also=ratios | {"target_to_best_peer"})
+    [rates] = result["details"]["rates"]
+    assert rates["images_per_s"].keys() == {"limit", "ours", "webdataset", "timm", "torchvision"}
+    assert all(rate > 0 for rate in rates["images_per_s"].values())
+    assert all(result[name] == pytest.approx(rates[name], abs=1e-6) for name in ratios)
+    # Photographs of ImageNet's size, and a plan that does not grow with the number of shards.
+    assert 80_000 < result["details"]["bytes_per_image"] < 130_000
+    assert sum(result["details"]["costs"]["large_memory_mb"].values()) < 50
+
+
+def test_decoding() -> None:
+    details = run("decoding")["details"]
+    assert all(taken > 0 for taken in details["milliseconds"].values())
+    mean, largest = zip(*details["differences"].values(), strict=True)
+    assert max(mean) < 3 and max(largest) < 64
+    for exact in ("simplejpeg", "Pillow", "rows to the crop's end"):
+        assert details["differences"][exact] == [0, 0]
+    assert details["differences"]["torchvision, uint8"][1] <= 1
 
 
 def test_two_forms_that_train_differently_are_refused() -> None:

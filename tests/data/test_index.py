@@ -69,6 +69,19 @@ def test_truncated_and_compressed_tars_are_refused(tmp_path: Path, make_tar) -> 
         scan_shard(tmp_path / "gz.tar")
 
 
+def test_a_tar_cut_at_the_edge_of_a_sample_is_refused(tmp_path: Path, make_tar) -> None:
+    members = [m for i in range(4) for m in ((f"{i}.png", IMG), (f"{i}.cls", b"1"))]
+    path = make_tar(tmp_path / "s.tar", members)
+    whole = path.read_bytes()
+    assert len(scan_shard(path).label) == 4
+    path.write_bytes(whole[: whole.index(b"2.png")])
+    with pytest.raises(DataError, match=r"s\.tar is not a whole, .*its end is missing"):
+        scan_shard(path)
+    path.write_bytes(whole.replace(b"2.png", b"\xff.png"))
+    with pytest.raises(DataError, match=r"no tar header at byte 4,096"):
+        scan_shard(path)
+
+
 def test_roundtrip_and_equal_bytes(tmp_path: Path, make_tar) -> None:
     shards = [
         make_tar(

@@ -1,5 +1,6 @@
 """Manifests: reading, refusing, and the checks against the files."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -36,6 +37,23 @@ def test_fingerprint_changes_with_the_data_only(folder: Path) -> None:
     assert manifest.fingerprint() == load_manifest(folder).fingerprint()
     other = manifest.model_copy(update={"index_sha256": "0" * 64})
     assert other.fingerprint() != manifest.fingerprint()
+
+
+def test_names_of_classes_are_optional_and_leave_old_fingerprints_alone(folder: Path) -> None:
+    manifest = load_manifest(folder)
+    stored = json.loads((folder / "manifest.json").read_text())
+    assert "class_names" not in stored
+    canonical = json.dumps(stored, sort_keys=True, separators=(",", ":")).encode()
+    assert manifest.fingerprint() == hashlib.sha256(canonical).hexdigest()
+    assert manifest.names == manifest.classes
+    named = manifest.model_copy(update={"class_names": [f"é{k}" for k in range(10)]})
+    write_manifest(folder, named)
+    assert load_manifest(folder) == named
+    assert load_manifest(folder).names[1] == "é1"
+    assert named.fingerprint() != manifest.fingerprint()
+    (folder / "manifest.json").write_text(json.dumps(stored | {"class_names": ["one"]}))
+    with pytest.raises(DataError, match="class_names needs 10 names, one per class"):
+        load_manifest(folder)
 
 
 def test_missing_folder_and_manifest_say_what_to_run(folder: Path, tmp_path: Path) -> None:

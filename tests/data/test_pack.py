@@ -171,8 +171,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from data.pack import pack
-from data.shards import write_shard
-import data.shards, data.sources
+import data.sources
 written = 0
 read = data.sources.ArrayReader.read
 def read_then_die(self, i):

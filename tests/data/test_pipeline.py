@@ -31,7 +31,7 @@ from data.pack import pack
 from data.pipeline import DataConfig, eval_stream, normalise, open_split, train_stream
 from data.plan import BatchPlan
 from data.sources import imagefolder
-from data.transforms import eval_transform, sample_seed, seeded, train_transform
+from data.transforms import sample_seed, seeded
 
 ROOT = Path(__file__).parents[2]
 Batches = list[dict[str, torch.Tensor]]
@@ -180,7 +180,9 @@ def test_corrupt_samples_are_replaced_counted_and_logged_once(
         assert len(where) == 1437
         corrupt = batch["corrupt"].nonzero().flatten().tolist()
         assert sorted(batch["id"][corrupt].tolist()) == [40, 41, 1436]
-        for sample, substitute in {40: 42, 41: 42, 1436: 0}.items():
+        # The last of all is followed by the first of its shard.
+        first = 1437 - dataset.shard_sizes[-1]
+        for sample, substitute in {40: 42, 41: 42, 1436: first}.items():
             assert torch.equal(batch["image"][where[sample]], intact[substitute]["image"])
             assert batch["label"][where[sample]] == intact[substitute]["label"]
     lines = [record.getMessage() for record in caplog.records]
@@ -392,40 +394,12 @@ def test_abandoned_stream_leaves_no_worker(packed_digits: Path) -> None:
         time.sleep(0.05)
 
 
-def test_transforms_give_the_size_asked_for() -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
-    for augment in ("none", "crop", "imagenet"):
-        cfg = DataConfig(path=Path(), image_size=32, augment=augment, hflip=True)
-        for transform in (train_transform(cfg), eval_transform(cfg)):
-            pixels = transform(image)
-            assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.uint8)
-            assert pixels.is_contiguous()
-    square = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    exact = eval_transform(DataConfig(path=Path(), image_size=8, eval_crop_ratio=1.0))(square)
-    assert exact.flatten().tolist() == list(range(64))
-    ratio = eval_transform(DataConfig(path=Path(), image_size=4, eval_crop_ratio=0.5))(square)
-    assert torch.equal(ratio[0], exact[0, 2:6, 2:6])
-
-
-def test_crop_pads_with_zeros_and_flip_mirrors() -> None:
-    white = Image.fromarray(np.full((8, 8), 255, np.uint8))
-    crop = train_transform(DataConfig(path=Path(), image_size=8, augment="crop", crop_padding=4))
-    ramp = Image.fromarray(np.tile(np.arange(8, dtype=np.uint8), (8, 1)))
-    flip = train_transform(
-        DataConfig(path=Path(), image_size=8, augment="none", hflip=True, eval_crop_ratio=1.0)
-    )
-    with seeded(0):
-        cropped = [crop(white) for _ in range(50)]
-        flipped = [flip(ramp)[0, 0].tolist() for _ in range(50)]
-    assert {value for pixels in cropped for value in pixels.unique().tolist()} == {0, 255}
-    assert {tuple(row) for row in flipped} == {tuple(range(8)), tuple(reversed(range(8)))}
-
-
 def test_jpegs_of_all_sizes_make_batches(tmp_path: Path, make_folder) -> None:
     pack(imagefolder(make_folder({"train/a": 7, "train/b": 7})), tmp_path / "set", progress=False)
     cfg = DataConfig(path=tmp_path / "set", image_size=16, augment="imagenet", hflip=True)
     (batch,) = train(cfg, batch=14)
     assert batch["image"].shape == (14, 3, 16, 16)
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
     assert sorted(batch["label"].tolist()) == [0] * 7 + [1] * 7
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from data.pack import pack
 from data.sources import digits
 from launcher import checkpoint
+from launcher.saved_optimizer import SavedOptimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -215,8 +216,11 @@ def summary(run_dir: Path) -> dict[str, Any]:
 def mask_variables(run_dir: Path) -> dict[str, torch.Tensor]:
     newest = checkpoint.find(run_dir / "checkpoints")
     assert newest is not None
-    state = checkpoint.load_part(newest, "optimizer")["state"]
-    return {name: entry["mask"] for name, entry in state.items() if "mask" in entry}
+    return {
+        name: piece["values"]["mask"].view(piece["shape"])
+        for name, piece in SavedOptimizer(newest).whole().items()
+        if "mask" in piece["values"]
+    }
 
 
 def assert_same_to_rounding(one: Path, other: Path) -> None:

@@ -18,7 +18,9 @@ import torch
 from pydantic import ValidationError
 
 from launcher import checkpoint as ck
-from launcher.checkpoint import CheckpointError
+from launcher import checkpoint_write
+from launcher.checkpoint_manifest import CheckpointError
+from tests.launcher.checkpoints import evaluation, save
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -28,7 +30,10 @@ def _parts(step: int) -> dict[str, Any]:
 
 
 def _save(root: Path, step: int, keep: int = 2, best: bool = False) -> ck.Checkpoint:
-    return ck.save(root, step=step, parts=_parts(step), meta={"at": step}, keep=keep, best=best)
+    result = evaluation(step / 100) if best else None
+    return save(
+        root, step=step, parts=_parts(step), meta={"at": step}, keep=keep, evaluation=result
+    )
 
 
 def _steps(root: Path) -> list[int]:
@@ -60,7 +65,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         "dtype": torch.float16,
     }
     meta = {"epoch": 3, "wandb_id": "abc", "recipe": {"lr": 0.1, "sizes": [1, 2]}, "best": None}
-    saved = ck.save(tmp_path, step=7, parts={"model": model, "s": state}, meta=meta, keep=1)
+    saved = save(tmp_path, step=7, parts={"model": model, "s": state}, meta=meta, keep=1)
 
     found = _find(tmp_path)
     assert found == saved
@@ -119,7 +124,7 @@ def test_damaged_ones_do_not_count_as_kept(tmp_path: Path) -> None:
 
 def test_same_step_twice_keeps_one_copy_the_newer(tmp_path: Path) -> None:
     _save(tmp_path, 5)
-    ck.save(tmp_path, step=5, parts={"model": {"w": torch.ones(1)}}, meta={"at": "second"}, keep=2)
+    save(tmp_path, step=5, parts={"model": {"w": torch.ones(1)}}, meta={"at": "second"}, keep=2)
     found = _find(tmp_path)
     assert found.meta == {"at": "second"}
     assert _steps(tmp_path) == [5]
@@ -204,12 +209,17 @@ def test_a_changed_meta_is_noticed(tmp_path: Path) -> None:
     assert ck.verify(saved.path) == ["manifest.json is unreadable: its checksum does not match"]
 
 
-def test_a_newer_format_is_named(tmp_path: Path) -> None:
+def test_another_format_is_named(tmp_path: Path) -> None:
     saved = _save(tmp_path, 1)
     manifest = saved.path / "manifest.json"
     body = {**json.loads(manifest.read_text()), "format_version": 99}
     manifest.write_text(json.dumps(body))
     assert "format 99 is newer" in ck.verify(saved.path)[0]
+    manifest.write_text(json.dumps({**body, "format_version": 1}))
+    assert (
+        "format 1 is older than this program's 2: finish that run with"
+        in (ck.verify(saved.path)[0])
+    )
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -240,8 +250,8 @@ def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
     _save(tmp_path, 1)
     parts = {"model": {"w": np.arange(3)}}
     with pytest.raises(CheckpointError, match=r"'model' holds.*numpy"):
-        ck.save(tmp_path, step=2, parts=parts, meta={}, keep=1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
+        save(tmp_path, step=2, parts=parts, meta={}, keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "pareto.json", "step-00000001"]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +267,7 @@ def test_impossible_saves_are_refused(
     tmp_path: Path, parts: dict[str, Any], meta: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        ck.save(tmp_path, step=1, parts=parts, meta=meta, keep=1)
+        save(tmp_path, step=1, parts=parts, meta=meta, keep=1)
     assert ck.find(tmp_path) is None
 
 
@@ -269,10 +279,10 @@ def test_full_disk_leaves_the_old_and_no_rubbish(
     def full(_self: Any, _data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ck._HashingWriter, "write", full)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    monkeypatch.setattr(checkpoint_write.HashingWriter, "write", full)
+    with pytest.raises(OSError, match="No space left on device"):
         _save(tmp_path, 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "pareto.json", "step-00000001"]
     assert _find(tmp_path).step == 1
 
 
@@ -324,13 +334,15 @@ import os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 from launcher import checkpoint as ck
+from tests.launcher import checkpoints
 
 WATCHED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 def save(root, step, generation, size=50, best=True):
     parts = {"model": {"w": torch.full((size, 40), float(step))}, "rank-00000": {"seed": step}}
     meta = {"at": step, "generation": generation}
-    ck.save(root, step=step, parts=parts, meta=meta, keep=1, best=best)
+    evaluation = checkpoints.evaluation(step / 100) if best else None
+    checkpoints.save(root, step=step, parts=parts, meta=meta, keep=1, evaluation=evaluation)
 
 def child(work):
     pid = os.fork()
@@ -443,7 +455,8 @@ def _outcome_after_kill(root: Path, old: str, new: str) -> int:
 
     _save(root, 3, keep=1, best=True)
     assert _find(root).step == 3
-    assert sorted(p.name for p in root.iterdir()) == ["best", "latest", "step-00000003"]
+    left = ["best", "latest", "pareto.json", "step-00000003"]
+    assert sorted(p.name for p in root.iterdir()) == left
     return generation
 
 

@@ -46,6 +46,11 @@ def test_alone() -> None:
     assert world.master_port > 0
 
 
+def test_alone_where_the_user_says() -> None:
+    world = find_world({"MASTER_ADDR": "127.0.0.2", "MASTER_PORT": "4711"})
+    assert (world.master_addr, world.master_port) == ("127.0.0.2", 4711)
+
+
 def test_a_variable_that_is_no_number() -> None:
     with pytest.raises(UsageError, match="RANK should hold a number and holds 'x'"):
         find_world({"RANK": "x", "WORLD_SIZE": "2"})

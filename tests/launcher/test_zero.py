@@ -111,34 +111,6 @@ def test_precisions_do_the_same_arithmetic_in_every_stage(
         assert_same_network(run_dir, runs[0], within=1e-4)
 
 
-def test_a_run_continues_in_another_stage_on_other_ranks(
-    smooth_run: Path, smooth: Path, tmp_path: Path, start: Start
-) -> None:
-    run_dir = tmp_path / "run"
-    for ranks, stage in ((2, 2), (3, 0)):
-        interrupted(start, smooth, run_dir, f"engine.zero_stage={stage}", ranks=ranks)
-    finished(start, smooth, run_dir, "engine.zero_stage=1", ranks=1)
-    worlds = [json.loads(x) for x in (run_dir / "environment.jsonl").read_text().splitlines()]
-    assert [w["world_size"] for w in worlds] == [2, 3, 1]
-    assert_same_to_rounding(run_dir, smooth_run)
-
-
-def test_interrupted_is_uninterrupted_bit_for_bit(
-    recipe: Path, tmp_path: Path, start: Start
-) -> None:
-    """In bfloat16 with masks rounded at random: everything that could be lost is there."""
-    settings = (
-        "engine.precision=bf16",
-        "engine.zero_stage=2",
-        "method.mask_dtype=bfloat16",
-        "optim.epochs=4",
-    )
-    undisturbed = finished(start, recipe, tmp_path / "undisturbed", *settings)
-    interrupted(start, recipe, tmp_path / "run", *settings, ranks=2)
-    finished(start, recipe, tmp_path / "run", *settings)
-    assert_same_network(tmp_path / "run", undisturbed)
-
-
 def interrupted(start: Start, recipe: Path, run_dir: Path, *settings: str, ranks: int) -> None:
     """Start the ranks, and stop them by SIGTERM after one checkpoint more than there was."""
     saved = len([*run_dir.glob("checkpoints/step-*")])

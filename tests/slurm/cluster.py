@@ -76,7 +76,7 @@ def missing() -> str | None:
     """Why there can be no Slurm here, for the report of skipped tests; None if there can."""
     if os.geteuid() != 0:
         return "a test cluster needs root: its nodes are namespaces"
-    absent = [name for name in (*_PROGRAMS, "unshare", "setpriv") if not _which(name)]
+    absent = [name for name in (*_PROGRAMS, "unshare", "nsenter", "setpriv") if not _which(name)]
     if absent:
         return (
             f"not installed: {', '.join(absent)} (apt-get install --no-install-recommends "
@@ -105,6 +105,7 @@ class Slurm:
         self._conf = self._folder / "slurm.conf"
         self._cpus, self._gpus = cpus, gpus
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Slurm:
         try:
@@ -151,6 +152,11 @@ class Slurm:
         if result.returncode:
             raise SlurmError(f"{' '.join(command)}: {result.stderr.strip()}")
         return result.stdout
+
+    def mount(self, node: str, *what: str) -> None:
+        """`mount` with these arguments, for one node alone, until the cluster ends."""
+        enter = ("nsenter", "--mount", "--target", str(self._nodes[node].pid))
+        subprocess.run([*enter, "mount", *what], check=True, timeout=30)
 
     def show(self, what: str, name: str) -> dict[str, str]:
         """What Slurm knows of a "job" or "step", by the names that scontrol gives it."""
@@ -263,9 +269,10 @@ class Slurm:
     def _spawn_node(self, node: str) -> None:
         commands = 'mount --bind "$1" /etc/hosts; hostname "$2"; exec "$3" -D -f "$4" -N "$2"'
         values = (str(self._folder / "hosts"), node, _which("slurmd"), str(self._conf))
-        self._spawn("unshare", *_NAMESPACES, "sh", "-e", "-c", commands, "sh", *values)
+        shell = ("sh", "-e", "-c", commands, "sh", *values)
+        self._nodes[node] = self._spawn("unshare", *_NAMESPACES, *shell)
 
-    def _spawn(self, program: str, *arguments: str) -> None:
+    def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         log = self._folder / f"{len(self._daemons)}-{program}.log"
         with log.open("wb") as output:
             daemon = subprocess.Popen(
@@ -278,6 +285,7 @@ class Slurm:
                 start_new_session=True,
             )
         self._daemons.append(daemon)
+        return daemon
 
     def _nodes_are_idle(self) -> bool:
         try:

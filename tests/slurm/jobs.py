@@ -1,4 +1,4 @@
-"""Jobs from slurm/resnet50_scl.sh that train the digits instead."""
+"""Jobs from the scripts in slurm/ that train the digits instead."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tests.slurm.cluster import Slurm, SlurmError, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "slurm" / "resnet50_scl.sh"
+DOCTOR = ROOT / "slurm" / "doctor.sh"
+SWEEP = ROOT / "slurm" / "sweep_lambda.sh"
 RECIPE = "recipes/digits_scl.yaml"
 # Masks that move fast enough for their hash to say something after so few epochs, and a line in
 # metrics.jsonl with the first step.
@@ -34,6 +36,7 @@ class Submitted:
 
     slurm: Slurm
     number: str
+    data: Path
     folder: Path
     log_file: Path
 
@@ -46,6 +49,11 @@ class Submitted:
         return json.loads((self.folder / "summary.json").read_text())
 
     @property
+    def weights(self) -> bytes:
+        """The file of the model, to be the same bit for bit."""
+        return (self.folder / "model.safetensors").read_bytes()
+
+    @property
     def starts(self) -> list[dict[str, Any]]:
         """How each start of the run describes its world."""
         lines = (self.folder / "environment.jsonl").read_text().splitlines()
@@ -53,7 +61,11 @@ class Submitted:
 
     def wait_end(self, state: str, timeout: float = PATIENCE_S) -> dict[str, str]:
         """Wait for the end, which must be `state`; returns what Slurm knows of the job."""
-        fields = self.slurm.wait_end(self.number, timeout)
+        try:
+            fields = self.slurm.wait_end(self.number, timeout)
+        except SlurmError as error:
+            fields = self.slurm.show("job", self.number)
+            raise SlurmError(f"{error}: {fields}\n{self.log}") from None
         assert fields["JobState"] == state, f"{fields}\n{self.log}"
         return fields
 
@@ -88,7 +100,11 @@ class Submit:
                 self.slurm.call("scancel", job)
 
     def __call__(
-        self, *options: str, checkout: Path = ROOT, variables: Mapping[str, str] | None = None
+        self,
+        *options: str,
+        script: Path = SCRIPT,
+        checkout: Path = ROOT,
+        variables: Mapping[str, str] | None = None,
     ) -> Submitted:
         """Submit from the folder `checkout`; `variables` win over those that make it the digits."""
         folder = self._folder
@@ -102,6 +118,7 @@ class Submit:
             **(variables or {}),
         }
         options = (*TWO_NODES, f"--output={folder}/%j.log", *options)
-        job = self.slurm.submit(SCRIPT, *options, cwd=checkout, variables=environment)
+        job = self.slurm.submit(script, *options, cwd=checkout, variables=environment)
         self._jobs.append(job)
-        return Submitted(self.slurm, job, folder / f"resnet50_scl-{job}", folder / f"{job}.log")
+        run, log = folder / f"{script.stem}-{job}", folder / f"{job}.log"
+        return Submitted(self.slurm, job, self._digits, run, log)

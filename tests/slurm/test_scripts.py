@@ -6,15 +6,29 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 
+from launcher import checkpoint
 from tests.slurm.cluster import Slurm, missing, wait_for
-from tests.slurm.jobs import ON_CPU, PATIENCE_S, RECIPE, ROOT, SCRIPT, SETTINGS, Submit, Submitted
+from tests.slurm.jobs import (
+    ON_CPU,
+    PATIENCE_S,
+    RECIPE,
+    ROOT,
+    SCRIPT,
+    SETTINGS,
+    SWEEP,
+    Submit,
+    Submitted,
+)
 
 SCRIPTS = [*sorted((ROOT / "slurm").glob("*.sh")), ROOT / ".ci" / "run"]
 
@@ -86,39 +100,102 @@ def test_srun_and_scl_train_are_the_same_program(
 
 
 @pytest.mark.timeout(500)
-def test_terminated_saves_and_requeued_goes_on(submit: Submit, undisturbed: Submitted) -> None:
+def test_out_of_time_then_a_killed_rank_and_the_same_network(
+    submit: Submit, undisturbed: Submitted
+) -> None:
     job = submit()
     job.wait_training()
-    submit.slurm.call("scancel", "--signal=TERM", job.number)
-    job.wait_end("FAILED")
-    stopped = re.search(r"stopped by SIGTERM at step (\d+) of 264", job.log)
+    run_out_of_time(job)
+    submit.slurm.wait_requeued(job.number, PATIENCE_S)
+    submit.slurm.call("scontrol", "update", f"jobid={job.number}", "TimeLimit=10")
+    stopped = re.search(r"stopped by SIGUSR1 at step (\d+) of 264", job.log)
     assert stopped, job.log
-    saved = job.folder / "checkpoints" / f"step-{int(stopped[1]):08d}"
-    assert (saved / "manifest.json").exists()
+    assert (job.folder / "checkpoints" / f"step-{int(stopped[1]):08d}" / "manifest.json").exists()
     assert not (job.folder / "summary.json").exists()
 
-    submit.slurm.call("scontrol", "requeue", job.number)
-    submit.slurm.wait_requeued(job.number, PATIENCE_S)
-    job.wait_end("COMPLETED")
-    assert f"continues at step {stopped[1]} of 264" in job.log
-    assert job.summary["mask_hash"] == undisturbed.summary["mask_hash"]
-    assert job.summary["top1"] == undisturbed.summary["top1"]
-    assert len(job.starts) == 2
-    tracked = [path.name for path in (job.folder / "wandb").glob("offline-run-*")]
-    assert len(tracked) == 2
-    assert len({name.rpartition("-")[2] for name in tracked}) == 1, "one W&B run, continued"
-
-
-def test_a_killed_rank_ends_the_job(submit: Submit) -> None:
-    job = submit()
-    job.wait_training()
+    wait_for(lambda: len(job.starts) == 2, PATIENCE_S, "the second start")
+    wait_for(lambda: f"continues at step {stopped[1]} of 264" in job.log, PATIENCE_S, "training")
     ranks = submit.slurm.ranks(job.number)
     assert len(ranks) == 2
     ranks[0].kill()
     fields = job.wait_end("FAILED", timeout=60)
-    assert fields["ExitCode"] != "0:0"
-    assert "Killed" in job.log
+    assert fields["ExitCode"] != "0:0" and "Killed" in job.log
     wait_for(lambda: not submit.slurm.ranks(job.number), 60, "the other rank to end")
+
+    submit.slurm.call("scontrol", "requeue", job.number)
+    submit.slurm.wait_requeued(job.number, PATIENCE_S)
+    job.wait_end("COMPLETED")
+    assert job.summary["mask_hash"] == undisturbed.summary["mask_hash"]
+    assert job.weights == undisturbed.weights
+    assert len(job.starts) == 3
+    tracked = [path.name for path in (job.folder / "wandb").glob("offline-run-*")]
+    assert len(tracked) == 3
+    assert len({name.rpartition("-")[2] for name in tracked}) == 1, "one W&B run, continued"
+
+
+def test_scancel_saves_and_ends_the_job(submit: Submit) -> None:
+    job = submit()
+    job.wait_training()
+    submit.slurm.call("scancel", job.number)
+    # Sooner than Slurm's patience of 30 s, after which it kills.
+    fields = job.wait_end("CANCELLED", timeout=25)
+    assert fields["Restarts"] == "0"
+    wait_for(lambda: not submit.slurm.ranks(job.number), 10, "the ranks to end")
+    assert "stopped by SIGTERM at step" in job.log
+    found = checkpoint.find(job.folder / "checkpoints")
+    assert found is not None and f"stopped by SIGTERM at step {found.step} of" in job.log
+
+
+def test_an_array_of_three_lambdas_is_three_runs_of_one_group(submit: Submit) -> None:
+    job = submit(
+        *("--array=0-2", "--nodes=1"),
+        script=SWEEP,
+        variables={
+            "SCL_LAMBDAS": "0.02 0.2 0.5",
+            "SCL_ARGS": "--set optim.epochs=2 --set method.mask_lr=0.01",
+        },
+    )
+    for task in range(3):
+        job.slurm.wait_end(f"{job.number}_{task}", PATIENCE_S)
+    recipes = [
+        yaml.safe_load((job.folder / f"lam{lam}" / "recipe.yaml").read_text())
+        for lam in ("0.02", "0.2", "0.5")
+    ]
+    assert [recipe["method"]["lam"] for recipe in recipes] == [0.02, 0.2, 0.5]
+    assert [recipe["name"] for recipe in recipes] == ["lam0.02", "lam0.2", "lam0.5"]
+    assert {recipe["tracking"]["group"] for recipe in recipes} == {f"sweep_lambda-{job.number}"}
+    densities = [
+        json.loads((job.folder / recipe["name"] / "summary.json").read_text())["density"]
+        for recipe in recipes
+    ]
+    assert densities == sorted(densities, reverse=True) and densities[0] > densities[2]
+
+
+def test_a_task_without_a_lambda_says_how_many_there_are(submit: Submit) -> None:
+    job = submit("--array=7", script=SWEEP, variables={"SCL_LAMBDAS": "0.1 0.2"})
+    job.slurm.wait_end(f"{job.number}_7", PATIENCE_S)
+    assert "SCL_LAMBDAS holds 2: submit with --array=0-1" in job.log
+    assert not job.folder.exists()
+
+
+def test_ranks_in_a_container(submit: Submit, tmp_path: Path) -> None:
+    """What is asked of apptainer; a program of that name stands in for it."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    stand_in = bin_folder / "apptainer"
+    stand_in.write_text(
+        '#!/bin/bash\necho "asked: $*"\nuntil [[ $1 == image.sif ]]; do shift; done\n'
+        'shift\nexec "$@"\n'
+    )
+    stand_in.chmod(0o755)
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    job = submit_stubs(submit, tmp_path, PATH=path, SCL_CONTAINER="image.sif", STUB_CODE="0")
+    wait_up(tmp_path, 2)
+    submit.slurm.call("scancel", "--signal=USR1", job.number)
+    job.wait_end("COMPLETED")
+    assert job.log.count("saved") == 2
+    bound = f"--bind {tmp_path} --bind {job.data} --bind {tmp_path} image.sif {sys.prefix}/bin/"
+    assert f"asked: exec --pwd {tmp_path} {bound}python3 -m launcher.train" in job.log
 
 
 def test_a_dead_rank_ends_ranks_that_do_not_notice(submit: Submit, tmp_path: Path) -> None:
@@ -180,12 +257,33 @@ def test_time_running_out_may_also_end_the_job(
 
 def submit_stubs(submit: Submit, checkout: Path, *options: str, **variables: str) -> Submitted:
     """The packaged script in a checkout whose ranks train nothing."""
+    shutil.copytree(ROOT / "slurm", checkout / "slurm")
     (checkout / "launcher").mkdir()
     (checkout / "launcher" / "__init__.py").touch()
     (checkout / "launcher" / "train.py").write_text(STUB)
     (checkout / "recipe.yaml").touch()
     variables = {"SCL_RECIPE": "recipe.yaml", **variables}
     return submit(*options, checkout=checkout, variables=variables)
+
+
+def run_out_of_time(job: Submitted) -> None:
+    """Let the job's time limit come near, and its ranks train no further until they are told.
+
+    Slurm looks at the time twice a minute, in which the digits would be trained to the end.
+    """
+    ranks = job.slurm.ranks(job.number)
+    for rank in ranks:
+        rank.suspend()
+    job.slurm.call("scontrol", "update", f"jobid={job.number}", "TimeLimit=1")
+    wait_for(lambda: all(map(has_pending_usr1, ranks)), 90, "Slurm's signal to the ranks")
+    for rank in ranks:
+        rank.resume()
+
+
+def has_pending_usr1(process: psutil.Process) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    pending = re.findall(r"^(?:SigPnd|ShdPnd):\s*(\w+)", status, re.MULTILINE)
+    return any(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1 for mask in pending)
 
 
 def wait_up(checkout: Path, ranks: int) -> None:

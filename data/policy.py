@@ -1,0 +1,54 @@
+"""RandAugment in timm's notation, with draws that belong to the sample alone."""
+
+import random
+import re
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+_POLICY = re.compile(r"rand(-(m\d+|n\d+|p(0?\.\d+|1|0)|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t\w+))*")
+
+
+def check_policy(text: str) -> None:
+    """Refuse what timm would misread in silence.
+
+    Raises:
+        ValueError: it is not RandAugment in timm's notation.
+    """
+    if not _POLICY.fullmatch(text):
+        raise ValueError("should be RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1")
+
+
+def rand_augment(
+    text: str, *, size: int, mean: tuple[int, ...], bicubic: bool
+) -> Callable[[Image.Image, int], Image.Image]:
+    """Return a function of (RGB image, seed); ``size`` and ``mean`` (0 to 255) are as in timm.
+
+    timm draws from Python's and numpy's global generators: both are seeded for the call and put
+    back as they were.
+    """
+    # Imported here: it brings timm's models, and most recipes do without.
+    from timm.data.auto_augment import rand_augment_transform
+
+    resampling = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    policy = rand_augment_transform(
+        text,
+        {
+            "translate_const": int(size * 0.45),
+            "img_mean": mean if len(mean) == 3 else mean[0],
+            "interpolation": resampling,
+        },
+    )
+
+    def augment(image: Image.Image, seed: int) -> Image.Image:
+        python, numpy = random.getstate(), np.random.get_state()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            return policy(image)
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+    return augment

@@ -1,0 +1,197 @@
+"""Reading files that are elsewhere: over HTTP, from an object store, or out of a command."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import queue
+import re
+import shlex
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+from urllib.error import HTTPError
+from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.request import Request, urlopen
+
+from data.errors import DataError
+
+PIPE = "pipe:"
+CHUNK = 4 << 20
+_URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+# Answers that will be the same next time; 408, 425 and 429 ask for another try.
+_FINAL = frozenset({400, 401, 403, 404, 405, 410, 451})
+_Result = TypeVar("_Result")
+
+
+class Unreachable(Exception):
+    """A failure that trying again will not mend."""
+
+
+class Source(Protocol):
+    """A place that holds files by name, such as ``train/shard-000000.tar``."""
+
+    def chunks(self, name: str, start: int) -> Iterator[bytes]:
+        """Yield the file's bytes from ``start`` on; raises any Exception when they stop early."""
+        ...
+
+
+def is_remote(path: str) -> bool:
+    """Whether ``path`` is a URL or ``pipe:COMMAND``, not a folder of this machine."""
+    return path.startswith(PIPE) or _URL.match(path) is not None
+
+
+def without_secrets(path: str) -> str:
+    """The URL as it may stand in a log: without user, password and query."""
+    if path.startswith(PIPE):
+        return path
+    parts = urlsplit(path)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def open_source(path: str, timeout_s: float) -> Source:
+    """The source behind a URL or ``pipe:COMMAND``; no byte for ``timeout_s`` is a failure.
+
+    Raises:
+        DataError: no such protocol, the package for it is missing, or a command without ``{}``.
+    """
+    scheme = path.partition(":")[0].lower()
+    factory = {"http": _Http, "https": _Http, "pipe": _Pipe}.get(scheme, _Fsspec)
+    return factory(path, timeout_s)
+
+
+class _Http:
+    # urllib and not fsspec's aiohttp: its time-out is one of silence, and it needs no event loop.
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = urlsplit(url)
+        self._timeout_s = timeout_s
+
+    def chunks(self, name: str, start: int) -> Iterator[bytes]:
+        path = f"{self._url.path.rstrip('/')}/{quote(name)}"
+        request = Request(urlunsplit(self._url._replace(path=path)), headers={"User-Agent": "scl"})
+        if start:
+            request.add_header("Range", f"bytes={start}-")
+        try:
+            response = urlopen(request, timeout=self._timeout_s)
+        except HTTPError as error:
+            # The error keeps its connection open for as long as anyone holds it.
+            error.close()
+            kind = Unreachable if error.code in _FINAL else ConnectionError
+            raise kind(f"the server answers {error.code} {error.reason}") from None
+        with response:
+            length = response.headers.get("Content-Length")
+            left = int(length) if length is not None else None
+            # A server that knows no ranges sends the whole file.
+            skip = start if response.status != 206 else 0
+            while chunk := response.read(CHUNK):
+                left = None if left is None else left - len(chunk)
+                yield chunk[skip:]
+                skip = max(0, skip - len(chunk))
+            if left:
+                raise ConnectionError(f"the connection closed {left:,} bytes before the end")
+
+
+class _Fsspec:
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        _check_package(url)
+
+    def chunks(self, name: str, start: int) -> Iterator[bytes]:
+        import fsspec.core
+
+        def begin():
+            system, root = fsspec.core.url_to_fs(self._url)
+            stream = system.open(f"{root.rstrip('/')}/{name}", "rb", cache_type="none")
+            stream.seek(start)
+            return stream
+
+        try:
+            stream = _within(self._timeout_s, begin)
+        except (FileNotFoundError, PermissionError) as error:
+            raise Unreachable(" ".join(str(error).split())) from error
+        # A thread that hangs in a read would hang in close as well: it is left to itself.
+        while chunk := _within(self._timeout_s, lambda: stream.read(CHUNK)):
+            yield chunk
+        stream.close()
+
+
+def _check_package(url: str) -> None:
+    from fsspec.registry import known_implementations
+
+    scheme = url.partition(":")[0].lower()
+    known = known_implementations.get(scheme)
+    if known is None:
+        raise DataError(
+            f"data.path {without_secrets(url)}: nothing here reads {scheme}://; "
+            "use a folder, http(s)://, s3://, gs:// or pipe:COMMAND"
+        )
+    package = known["class"].partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise DataError(
+            f"data.path {without_secrets(url)} needs the package {package}: "
+            f"install it with `pip install {package}`"
+        )
+
+
+class _Pipe:
+    def __init__(self, path: str, timeout_s: float) -> None:
+        self._command = path.removeprefix(PIPE)
+        self._timeout_s = timeout_s
+        if "{}" not in self._command:
+            raise DataError(
+                f"data.path {path} has no {{}} to put the file's name in; write it as "
+                "`pipe:COMMAND … {}`"
+            )
+
+    def chunks(self, name: str, start: int) -> Iterator[bytes]:
+        with tempfile.TemporaryFile() as complaints:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", self._command.replace("{}", shlex.quote(name))],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                start_new_session=True,
+            )
+            assert process.stdout is not None
+            read = process.stdout.read1  # type: ignore[attr-defined]
+            try:
+                while chunk := _within(self._timeout_s, lambda: read(CHUNK)):
+                    yield chunk[start:]
+                    start = max(0, start - len(chunk))
+                if process.wait(self._timeout_s):
+                    raise ConnectionError(_complaint(process.returncode, complaints))
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _complaint(code: int, complaints) -> str:
+    complaints.seek(0)
+    lines = complaints.read().decode(errors="replace").strip().splitlines()
+    return f"the command ended with code {code}" + (f": {lines[-1]}" if lines else "")
+
+
+def _within(seconds: float, call: Callable[[], _Result]) -> _Result:
+    """The result of ``call``; TimeoutError if it takes longer, and then its thread is abandoned."""
+    results: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((call(), None))
+        except BaseException as error:
+            results.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = results.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"nothing came for {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return result
