@@ -43,7 +43,7 @@ class Watch:
                 time.sleep(0.02)
             return "start-up" if self.recovered_s is None else "training"
         # A few updates at least: until the second, watchdogs are patient for minutes.
-        ahead = rng.randint(6, 3 * STEPS_PER_EPOCH)
+        ahead = rng.randint(6, self._scene.course.total_steps // 10)
         while (at := self.look()) is not None:
             if time.monotonic() > limit:
                 raise TimeoutError(f"never got to {phase}:\n{self._ranks.output()[-3000:]}")
