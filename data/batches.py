@@ -6,13 +6,22 @@ import torch
 from torch.utils.data import get_worker_info
 
 
-def empty_images(count: int, size: int, channels: int) -> torch.Tensor:
-    """Room for uint8 [count, size, size, channels]: in a worker, shared with the main process."""
+def empty_images(
+    count: int, size: int, channels: int, room: torch.Tensor | None = None
+) -> tuple[torch.Tensor, bool]:
+    """Return uint8 [count, size, size, channels] to write to, and whether it lies in ``room``.
+
+    Where ``room``, uint8 [bytes], is none or too small, it is fresh: in a worker, shared with the
+    main process.
+    """
     shape = (count, size, size, channels)
+    needed = math.prod(shape)
+    if room is not None and len(room) >= needed:
+        return room[:needed].view(shape), True
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.tensor([], dtype=torch.uint8).set_(storage).view(shape)
+        return torch.empty(shape, dtype=torch.uint8), False
+    storage = torch.UntypedStorage._new_shared(needed)
+    return torch.tensor([], dtype=torch.uint8).set_(storage).view(shape), False
 
 
 def channels_first(images: torch.Tensor) -> torch.Tensor:

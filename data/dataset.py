@@ -66,6 +66,11 @@ class ShardDataset(Dataset[dict[str, Any]]):
         """Samples per shard, as ``BatchPlan`` wants them."""
         return tuple(shard.samples for shard in self.manifest.shards)
 
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of the largest image of a batch."""
+        return self._config.image_size**2 * self.manifest.image.channels
+
     def with_seed(self, seed: int, epochs: int = 1) -> "ShardDataset":
         """Return a view that augments by ``seed`` and shares the record of corrupt samples.
 
@@ -80,7 +85,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: TrainKey | int) -> dict[str, Any]:
         """Return one sample; raises as ``__getitems__`` does."""
-        batch = self._load([key])
+        batch, _ = self._load([key])
         item = {name: int(batch[name][0]) for name in ("label", "id", "corrupt")}
         return {"image": batch["image"][0], **item}
 
@@ -93,15 +98,23 @@ class ShardDataset(Dataset[dict[str, Any]]):
         Raises:
             DataError: a shard cannot be read, or too many neighbours are corrupt.
         """
-        batch = self._load(keys)
+        return self.load(keys)[0]
+
+    def load(
+        self, keys: Sequence[TrainKey | int], room: torch.Tensor | None = None
+    ) -> tuple[dict[str, torch.Tensor], bool]:
+        """Return a batch as ``__getitems__`` does, and whether its images lie in ``room``."""
+        batch, is_used = self._load(keys, room)
         if isinstance(keys[0], tuple) and self._config.mixing:
             ids, size = batch["id"].numpy(), batch["image"].shape[-1]
             batch |= pair_parameters(self._config, ids, size, seed=self.seed, epoch=keys[0][0])
-        return batch
+        return batch, is_used
 
-    def _load(self, keys: Sequence[TrainKey | int]) -> dict[str, torch.Tensor]:
+    def _load(
+        self, keys: Sequence[TrainKey | int], room: torch.Tensor | None = None
+    ) -> tuple[dict[str, torch.Tensor], bool]:
         transform, size = self._transform(keys[0])
-        images = empty_images(len(keys), size, self.manifest.image.channels)
+        images, is_used = empty_images(len(keys), size, self.manifest.image.channels, room)
         used = np.array(
             [self._write(key, transform, images[i]) for i, key in enumerate(keys)], np.int64
         )
@@ -112,7 +125,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
             "corrupt": (used != ids).astype(np.int64),
         }
         image = channels_first(images)
-        return {"image": image} | {name: torch.from_numpy(c) for name, c in columns.items()}
+        tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+        return {"image": image} | tensors, is_used
 
     def _transform(self, key: TrainKey | int) -> tuple[Transform, int]:
         """What the samples of a batch go through, and their size afterwards."""
@@ -199,7 +213,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         if sample in self.corrupt:
             return
         transform, size = self._transform(sample)
-        out = empty_images(1, size, self.manifest.image.channels)[0]
+        out = empty_images(1, size, self.manifest.image.channels)[0][0]
         reason = self._try(sample, transform, 0, out) or "it decodes now, but did not before"
         self.corrupt[sample] = reason
         shard, key = self.locate(sample)

@@ -1,5 +1,6 @@
 """Torch's DataLoader, made safe: workers that survive the rank's signals and never die silently."""
 
+import atexit
 import functools
 import multiprocessing
 import os
@@ -35,21 +36,21 @@ Batch = dict[str, torch.Tensor]
 class _Keys:
     """A batch sampler around one iterator of keys."""
 
-    def __init__(self, batches: Iterable[list[Any]]) -> None:
+    def __init__(self, batches: Iterable[Any]) -> None:
         self._batches = batches
 
-    def __iter__(self) -> Iterator[list[Any]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._batches)
 
 
 def load(
-    dataset: Dataset[dict[str, Any]],
-    batches: Iterable[list[Any]],
+    dataset: Dataset[Any],
+    batches: Iterable[Any],
     *,
     workers: int,
     prefetch: int,
     stuck_seconds: float = STUCK_SECONDS,
-) -> Iterator[Batch]:
+) -> Iterator[Any]:
     """Yield the collated items of each list of keys, in order, whatever the number of workers.
 
     At most ``workers × prefetch`` batches are ahead. The global random state is not touched.
@@ -130,24 +131,30 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def _watched(loader: DataLoader[Any], stuck_seconds: float) -> Iterator[Batch]:
+def _watched(loader: DataLoader[Any], stuck_seconds: float) -> Iterator[Any]:
     others = set(multiprocessing.active_children())
     iterator = iter(loader)
     workers = [p for p in multiprocessing.active_children() if p not in others]
+
+    def end_workers() -> None:
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+
+    # An exception that nobody catches leaves this generator as it is, and multiprocessing would
+    # wait at exit for workers to which SIGTERM says nothing.
+    atexit.register(end_workers)
     try:
         while (batch := _next(iterator, workers, stuck_seconds)) is not None:
             yield batch
     finally:
         # Torch ends its workers itself, but those that hang would hang the interpreter's exit.
         del iterator
-        for worker in workers:
-            if worker.is_alive():
-                worker.kill()
+        end_workers()
+        atexit.unregister(end_workers)
 
 
-def _next(
-    iterator: Iterator[Batch], workers: list[BaseProcess], stuck_seconds: float
-) -> Batch | None:
+def _next(iterator: Iterator[Any], workers: list[BaseProcess], stuck_seconds: float) -> Any:
     started = time.monotonic()
     while True:
         try:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import torch
 
+from data.batch_memory import BatchMemory
 from data.config import DataConfig
 from data.dataset import ShardDataset, TrainKey, open_split
 from data.errors import DataError
@@ -56,8 +58,23 @@ def train_stream(
         _train_keys(plan, start_epoch, start_step, epochs),
         _train_windows(plan, start_epoch, start_step, epochs),
     )
-    batches = load(view, keys, workers=config.workers, prefetch=config.prefetch)
+    batches = _load(view, keys, config, config.workers, plan.micro_batch_size)
     return ahead.batches(_noting(dataset, batches))
+
+
+def _load(
+    dataset: ShardDataset,
+    keys: Iterator[list[Any]],
+    config: DataConfig,
+    workers: int,
+    batch_size: int,
+) -> Iterator[Batch]:
+    if not workers:
+        return load(dataset, keys, workers=0, prefetch=config.prefetch)
+    # What may be ahead, what the consumer holds, and what it asks for meanwhile.
+    memory = BatchMemory(workers * config.prefetch + 2, batch_size * dataset.image_bytes)
+    slotted, tasks = memory.dataset(dataset), memory.tasks(keys)
+    return memory.batches(load(slotted, tasks, workers=workers, prefetch=config.prefetch))
 
 
 def _train_keys(
@@ -92,7 +109,8 @@ def eval_stream(
     stages = [dataset.stages(ids) for ids, _ in planned]
     ahead = dataset.store.ahead(dataset.stage_shards, stages[-1].stop)
     keys = ahead.keys((ids.tolist() for ids, _ in planned), stages)
-    batches = _noting(dataset, load(dataset, keys, workers=workers, prefetch=config.prefetch))
+    loaded = _load(dataset, keys, config, workers, len(planned[0][0]))
+    batches = _noting(dataset, loaded)
     valid = [torch.from_numpy(valid) for _, valid in planned]
     return _with_valid(ahead.batches(batches), valid)
 
