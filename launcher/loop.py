@@ -30,7 +30,7 @@ def train(session: Session, start: Checkpoint | None) -> int:
     """Train to the end, or until a signal. Returns the exit code: 0, or 128 + signal number."""
     recipe, steps_per_epoch = session.recipe, session.plan.steps_per_epoch
     every = recipe.engine.compare_masks_every
-    agreement = Agreement()
+    agreement = Agreement(recipe.engine.timeout_s)
     progress = state.restore(start, session)
     tracker = open_tracker(session, progress)
     monitor = Monitor(session, tracker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import random
 import signal
@@ -35,12 +36,14 @@ class Agreement:
     Turns SIGTERM, SIGUSR1 and SIGINT into a stop that all ranks agree on at the next step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: int) -> None:
         self._received: int | None = None
         # Spawned by `scl train`: when that process is gone, nobody is left to stop this one.
         self._parent = int(os.environ.get("SCL_PARENT_PID", "0"))
         # On its own gloo group: an agreement must not wait for, or stall, the GPU.
-        group = dist.new_group(backend="gloo")
+        # A group of its own has a time-out of its own, of half an hour if none is said.
+        timeout = datetime.timedelta(seconds=timeout_s)
+        group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):

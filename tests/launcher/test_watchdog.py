@@ -18,7 +18,7 @@ from launcher.watchdog import no_store, verdict
 from tests.launcher.conftest import Start, finish, processes_of, train, wait_until
 
 TIMEOUT_S = 5
-SETTINGS = (f"engine.step_timeout_s={TIMEOUT_S}", "optim.epochs=16", "tracking.log_every=1")
+SETTINGS = (f"engine.step_timeout_s={TIMEOUT_S}", "optim.epochs=40", "tracking.log_every=1")
 
 
 def test_the_rank_with_fewer_beats_is_behind() -> None:
@@ -78,13 +78,13 @@ def test_a_rank_that_stops_responding(
     assert time.monotonic() - stopped_at < TIMEOUT_S + 60
     other = 1 - frozen
     assert f"rank {other} has been at step" in output
-    assert "in agreed" in output or "in train_step" in output, "the stack of the one that waits"
+    assert "in at_step" in output or "in train_step" in output, "the stack of the one that waits"
     assert output.count(f"rank {frozen}") >= 1 and "did not answer" in output
     assert f"rank {other} has killed rank {frozen}" in output
     wait_until(lambda: not processes_of(run_dir), 30, "a process was left")
     if frozen == 1:
         assert "rank 1 was last heard of at step" in output
-        code, output = finish(start(train(recipe, run_dir, "optim.epochs=16")))
+        code, output = finish(start(train(recipe, run_dir, "optim.epochs=40")))
         assert code == 0 and "continues at step" in output, output
 
 
