@@ -86,6 +86,10 @@ def is_lost_connection(error: Exception) -> bool:
 
 if __name__ == "__main__":
     code = main()
+    if code == 0:
+        # All is written: a signal from here on must not make a failure of it.
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     sys.stdout.flush()
     sys.stderr.flush()
     if code:

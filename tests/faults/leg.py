@@ -21,10 +21,13 @@ class Pending:
 
     records: list[Record] = field(default_factory=list)
     damages: list[tuple[StoppedFault, Record]] = field(default_factory=list)
+    output: str = ""
+    """What the starts since then have said: one may warn of damage and be struck at once."""
 
     def clear(self) -> None:
         self.records.clear()
         self.damages.clear()
+        self.output = ""
 
 
 class Broken(Exception):
@@ -117,6 +120,7 @@ class Leg:
 
     def _check_start(self, watch: Watch, before: Published, output: str) -> None:
         """Whether the start went on from the newest sound state, with nothing lost or doubled."""
+        self._pending.output += output
         if watch.resumed is None:
             return
         scene, problems = self._scene, []
@@ -133,7 +137,7 @@ class Leg:
         if found := difference(ours[new:], undisturbed[new : len(ours)]):
             problems.append(f"metrics.jsonl: {found}")
         for fault, record in self._pending.damages:
-            record.said, wrong = fault.warning_problems(output, record.damaged)
+            record.said, wrong = fault.warning_problems(self._pending.output, record.damaged)
             record.problems += wrong
         for record in self._pending.records:
             record.recovered_s = watch.recovered_s
