@@ -40,7 +40,7 @@ from benchmarks.training import (
     engine_config,
     single_world,
 )
-from launcher.checkpoint_write import discard, open_folder, write_parts
+from launcher.checkpoint_write import discard, open_folder, write_parts, writing_thread
 from launcher.engine import process_group
 from launcher.state import bytes_of, copied_to_cpu
 
@@ -116,7 +116,7 @@ def main() -> None:
     with (
         process_group(world, config) as device,
         tempfile.TemporaryDirectory(dir=options.folder) as folder,
-        ThreadPoolExecutor(1) as thread,
+        writing_thread() as thread,
     ):
         engine, step = engine_and_step("scl", load, device, config)
         for _ in range(WARM_UP):

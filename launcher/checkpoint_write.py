@@ -10,7 +10,10 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +36,20 @@ from launcher.retention import retire
 _log = logging.getLogger("scl.checkpoint")
 # A network file system may show a node what another has made there only after a while.
 _APPEARS_WITHIN_S = 60.0
+
+
+def writing_thread() -> ThreadPoolExecutor:
+    """One thread, which takes what the threads of training leave.
+
+    On a CPU whose cores are all busy a step waits for the slowest of them. Not the lowest priority:
+    the thread holds the interpreter now and then, and training waits for that.
+    """
+
+    def give_way() -> None:
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint", initializer=give_way)
 
 
 def open_folder(root: Path, step: int, content: int = 0) -> Path:

@@ -16,12 +16,18 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint_manifest import CheckpointError, Evaluation, Manifest, Written
-from launcher.checkpoint_write import discard, open_folder, publish, write_parts
+from launcher.checkpoint_write import (
+    discard,
+    open_folder,
+    publish,
+    write_parts,
+    writing_thread,
+)
 from launcher.errors import RunError
 from launcher.monitor import Monitor
 from launcher.ranks import Agreed, Agreement
@@ -58,7 +64,7 @@ class Saver:
         self._monitor = monitor
         self._config = session.recipe.checkpoint
         self._environment = environment(session.world)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._thread = writing_thread()
         self._task: Future[Any] | None = None
         self._manifest: Manifest | None = None
         self._temporary = Path()
