@@ -30,8 +30,6 @@ _RANKS_SIGNALS = {
     signal.SIGUSR2,
 }
 
-Batch = dict[str, torch.Tensor]
-
 
 class _Keys:
     """A batch sampler around one iterator of keys."""

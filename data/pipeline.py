@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from data.batch_memory import BatchMemory
+from data.batch_memory import Batch, BatchMemory
 from data.config import DataConfig
 from data.dataset import ShardDataset, TrainKey, open_split
 from data.errors import DataError
-from data.loader import Batch, load
+from data.loader import load
 from data.manifest import ImageStats
 from data.plan import BatchPlan, eval_batches
 
