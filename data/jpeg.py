@@ -1,7 +1,7 @@
 """JPEG bytes → pixels with libjpeg-turbo, and no more of them than a crop needs."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -36,9 +36,9 @@ class Header(NamedTuple):
     grey: bool
 
 
-def read_header(content: bytes) -> Header | None:
+def read_header(content: bytes | memoryview) -> Header | None:
     """Return the header; None where this decoder is not the one to ask (CMYK, no JPEG, huge)."""
-    if not content.startswith(b"\xff\xd8"):
+    if content[:2] != b"\xff\xd8":
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
@@ -51,11 +51,15 @@ def read_header(content: bytes) -> Header | None:
 
 
 def decode_all(
-    content: bytes, header: Header, buffer: np.ndarray | None = None
+    content: bytes | memoryview, header: Header, buffer: np.ndarray | None = None, **how: Any
 ) -> np.ndarray | None:
-    """Return RGB [H, W, 3], or grey [H, W, 1]; None if anything about the data is not sound."""
+    """Return RGB [H, W, 3], or grey [H, W, 1]; None if anything about the data is not sound.
+
+    ``how`` goes to ``simplejpeg.decode_jpeg``.
+    """
+    colours = "GRAY" if header.grey else "RGB"
     try:
-        return simplejpeg.decode_jpeg(content, "GRAY" if header.grey else "RGB", buffer=buffer)
+        return simplejpeg.decode_jpeg(content, colours, buffer=buffer, **how)
     except ValueError:
         return None
 
@@ -63,24 +67,28 @@ def decode_all(
 class RegionDecoder:
     """Decodes as little as a crop needs: not the rows below it, and scaled where that is enough.
 
+    With ``fast``, the inverse DCT is less precise and colours are not interpolated: pixels differ
+    by one or two levels on average.
+
     Keeps a buffer between calls: what ``decode`` returns is valid until the next one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fast: bool = False) -> None:
+        self._how = {"fastdct": fast, "fastupsample": fast}
         self._tensor = torch.empty(0, dtype=torch.uint8)
         self._array = self._tensor.numpy()
 
-    def __reduce__(self) -> tuple[type["RegionDecoder"], tuple[()]]:
-        return RegionDecoder, ()
+    def __reduce__(self) -> tuple[type["RegionDecoder"], tuple[bool]]:
+        return RegionDecoder, (self._how["fastdct"],)
 
     def decode(
-        self, content: bytes, header: Header, box: Box, size: int, channels: int
+        self, content: memoryview, header: Header, box: Box, size: int, channels: int
     ) -> torch.Tensor | None:
         """Return the crop ``box``, uint8 [1, channels, h, w]; grey is repeated for 3 channels.
 
         Its pixels are those of the whole image decoded; or of it at half, a quarter or an eighth
         of its size where the crop is then still at least ``size`` high and wide. None if anything
-        about the data is not sound.
+        about the data is not sound. ``content`` is written to meanwhile, and left as it was.
         """
         eighths = _eighths(box, size)
         if eighths < 8:
@@ -98,27 +106,31 @@ class RegionDecoder:
             (1, channels, box.height, box.width), strides, (box.top * width + box.left) * depth
         )
 
-    def _decode_rows(self, content: bytes, header: Header, rows: int) -> np.ndarray | None:
+    def _decode_rows(self, content: memoryview, header: Header, rows: int) -> np.ndarray | None:
         shape = (rows, header.width, 1 if header.grey else 3)
         colours = "GRAY" if header.grey else "RGB"
         field = _height_field(content, header) if rows < header.height else None
         if field is None:
             return self._decode_all(content, header)
         buffer = self._room_for(shape)
-        shorter = bytearray(content)
-        shorter[field : field + 2] = rows.to_bytes(2, "big")
+        whole = bytes(content[field : field + 2])
+        content[field : field + 2] = rows.to_bytes(2, "big")
         try:
-            return simplejpeg.decode_jpeg(shorter, colours, buffer=buffer)
+            return simplejpeg.decode_jpeg(content, colours, buffer=buffer, **self._how)
         except ValueError as error:
             if _ONLY_MORE_DATA.match(str(error)):
                 return buffer.reshape(shape)
+        finally:
+            content[field : field + 2] = whole
         return self._decode_all(content, header)
 
-    def _decode_all(self, content: bytes, header: Header) -> np.ndarray | None:
+    def _decode_all(self, content: memoryview, header: Header) -> np.ndarray | None:
         buffer = self._room_for((header.height, header.width, 1 if header.grey else 3))
-        return decode_all(content, header, buffer)
+        return decode_all(content, header, buffer, **self._how)
 
-    def _decode_scaled(self, content: bytes, header: Header, eighths: int) -> np.ndarray | None:
+    def _decode_scaled(
+        self, content: memoryview, header: Header, eighths: int
+    ) -> np.ndarray | None:
         height, width = (-(-side * eighths // 8) for side in header[:2])
         try:
             return simplejpeg.decode_jpeg(
@@ -128,6 +140,7 @@ class RegionDecoder:
                 min_width=width,
                 min_factor=8 / eighths,
                 buffer=self._room_for((height, width, 1 if header.grey else 3)),
+                **self._how,
             )
         except ValueError:
             return None
@@ -160,7 +173,7 @@ def _eighths(box: Box, size: int) -> int:
     return 8
 
 
-def _height_field(content: bytes, header: Header) -> int | None:
+def _height_field(content: memoryview, header: Header) -> int | None:
     """Where the image's height stands in a sequential JPEG; None for any other kind.
 
     A decoder told of fewer rows stops after them, and what it has made until then is the same.

@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -32,7 +33,7 @@ def rand_augment(
     from timm.data.auto_augment import rand_augment_transform
 
     resampling = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
-    policy = rand_augment_transform(
+    policy: Any = rand_augment_transform(
         text,
         {
             "translate_const": int(size * 0.45),
@@ -40,6 +41,10 @@ def rand_augment(
             "interpolation": resampling,
         },
     )
+
+    for operation in policy.ops:
+        if operation.name.startswith("Posterize"):
+            operation.level_fn = _keeping_a_bit(operation.level_fn)
 
     def augment(image: Image.Image, seed: int) -> Image.Image:
         python, numpy = random.getstate(), np.random.get_state()
@@ -52,3 +57,8 @@ def rand_augment(
             np.random.set_state(numpy)
 
     return augment
+
+
+def _keeping_a_bit(level_fn: Callable[..., tuple[int]]) -> Callable[..., tuple[int]]:
+    """timm's strongest posterize keeps 0 bits of a colour, which Pillow refuses from 13 on."""
+    return lambda level, hparams: (max(1, level_fn(level, hparams)[0]),)
