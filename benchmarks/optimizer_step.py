@@ -1,18 +1,22 @@
-"""The optimizer's step alone: SCL against torch's fused SGD, and against the bytes it must move.
+"""The optimizer's step alone: SCL against torch's fused step, and against the bytes it must move.
 
-    python -m benchmarks.optimizer_step [--device cpu|cuda] [--model resnet50] [--quick]
+    python -m benchmarks.optimizer_step [--device cpu|cuda] [--model resnet50]
+        [--weights sgd|adamw] [--quick]
 
 The two steps are timed in turn, so that a machine whose speed drifts treats both alike; quoted are
 medians and the median of the ratios. The floor is the time to move each byte once at the measured
 bandwidth of a copy: per weight, SGD reads G, w and its momentum and writes two of them; SCL reads
-G, w, m and two momenta and writes w, m, both momenta and v. The last line is a JSON object.
+G, w, m and two momenta and writes w, m, both momenta and v. AdamW reads and writes one number more
+in both. The last line is a JSON object.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from benchmarks.common import (
     in_turn,
@@ -26,7 +30,7 @@ from benchmarks.common import (
 )
 from sclcore import SCL, connection_groups
 
-SGD_BYTES, SCL_BYTES = 5 * 4, 10 * 4
+SGD_BYTES, SCL_BYTES, ADAMW_MORE = 5 * 4, 10 * 4, 2 * 4
 TARGET = 0.7
 
 
@@ -48,14 +52,23 @@ def bandwidth(device: torch.device) -> float:
 def main() -> None:
     parser = options_parser(__doc__)
     parser.add_argument("--model", default="resnet50", help="any timm model (default: resnet50)")
+    parser.add_argument(
+        "--weights", choices=("sgd", "adamw"), default="sgd", help="what moves them (default: sgd)"
+    )
     options = parse(parser)
     device = torch.device(options.device)
     model = with_gradients(options.model, device)
     weights = sum(p.numel() for p in model.parameters())
+    rule = options.weights
+    common: dict[str, Any] = {"lr": 1e-4, "weight_decay": 1e-4}
+    dense = AdamW(model.parameters(), fused=True, **common)
+    if rule == "sgd":
+        dense = SGD(model.parameters(), momentum=0.9, fused=True, **common)
+    learned, frozen = connection_groups(model), connection_groups(model, mask_lr=0.0)
     optimizers: dict[str, Optimizer] = {
-        "sgd": SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True),
-        "scl": SCL(connection_groups(model), lr=1e-4, lam=0.1, weight_decay=1e-4),
-        "frozen": SCL(connection_groups(model, mask_lr=0.0), lr=1e-4, lam=0.1, weight_decay=1e-4),
+        rule: dense,
+        "scl": SCL(learned, lam=0.1, weight_rule=rule, **common),
+        "frozen": SCL(frozen, lam=0.1, weight_rule=rule, **common),
     }
     for optimizer in optimizers.values():
         for _ in range(3):
@@ -63,9 +76,11 @@ def main() -> None:
     steps = {name: optimizer.step for name, optimizer in optimizers.items()}
     rounds = in_turn(steps, device, 5 if options.quick else 25)
     times = {name: median(rounds, name) for name in steps}
-    ratio = {name: median_ratio(rounds, name, "sgd") for name in steps}
+    ratio = {name: median_ratio(rounds, name, rule) for name in steps}
     speed = bandwidth(device)
-    floor = {"sgd": weights * SGD_BYTES / speed, "scl": weights * SCL_BYTES / speed}
+    more = ADAMW_MORE if rule == "adamw" else 0
+    moved = {rule: SGD_BYTES + more, "scl": SCL_BYTES + more}
+    floor = {name: weights * size / speed for name, size in moved.items()}
     print(f"{options.model}, {weights / 1e6:.1f} M parameters, copy at {speed / 1e9:.1f} GB/s")
     rows = [
         [
@@ -75,17 +90,17 @@ def main() -> None:
             f"{1e3 * floor[name]:.2f} ms" if name in floor else "",
             f"{floor[name] / times[name]:.0%}" if name in floor else "",
         ]
-        for name, label in (("sgd", "fused SGD"), ("scl", "SCL"), ("frozen", "SCL, masks frozen"))
+        for name, label in ((rule, "torch, fused"), ("scl", "SCL"), ("frozen", "SCL, masks frozen"))
     ]
-    print(table(["", "median", "× SGD", "byte floor", "reached"], rows))
+    print(table(["", "median", f"× {rule}", "byte floor", "reached"], rows))
     report(
         "optimizer_step",
         ratio=floor["scl"] / times["scl"],
         target=TARGET,
         device=device,
         details={
-            "scl_over_sgd": round(ratio["scl"], 3),
-            "frozen_over_sgd": round(ratio["frozen"], 3),
+            f"scl_over_{rule}": round(ratio["scl"], 3),
+            f"frozen_over_{rule}": round(ratio["frozen"], 3),
             "milliseconds": {name: round(1e3 * t, 3) for name, t in times.items()},
             "copy_gb_per_s": round(speed / 1e9, 1),
         },

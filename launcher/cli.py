@@ -7,7 +7,20 @@ import logging
 import sys
 
 # Imports nothing heavy: --help must not wait for torch.
-from launcher.commands import checkpoint, doctor, pack, runs, train
+from launcher.commands import (
+    HelpFormatter,
+    bench,
+    checkpoint,
+    compare,
+    doctor,
+    export,
+    forecast,
+    pack,
+    retrain,
+    runs,
+    sweep,
+    train,
+)
 from launcher.terminal import say
 
 _EXAMPLES = """\
@@ -15,8 +28,12 @@ examples:
   scl pack digits --out runs/data/digits
   scl train --recipe recipes/digits_scl.yaml
   scl train --recipe recipes/digits_scl.yaml --set method.lam=0.2 --set run_dir=runs/lam0.2
+  scl sweep recipes/paper/lambda.yaml
   scl eval runs/digits_scl
+  scl compare runs/digits_scl runs/digits_dense
   scl checkpoint ls runs/digits_scl
+  scl export runs/digits_scl --format onnx,compact --out runs/digits_export
+  scl bench runs/digits_scl
   scl doctor runs/data/digits
   scl doctor --cluster --recipe recipes/digits_scl.yaml
   scl recipe                       every key of a recipe, its default and what it means
@@ -50,10 +67,11 @@ def parser() -> argparse.ArgumentParser:
         prog="scl",
         description="Sparse Connectivity Learning: networks that choose their connections.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, runs, checkpoint, pack, doctor):
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    training = (train, sweep, forecast, retrain)
+    for module in (*training, runs, compare, checkpoint, export, bench, pack, doctor):
         module.add(commands)
     return parser
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from data.pipeline import DataConfig, ShardDataset, eval_stream, normalise, open_split
-from launcher.engine import accelerator
-from launcher.errors import RunError, UsageError
-from launcher.models import create_model
+from data.pipeline import DataConfig, ShardDataset, eval_stream, normalise
+from launcher.errors import RunError
 from launcher.ranks import sum_over_ranks
-from launcher.recipe import load_recipe
 
 
 @torch.no_grad()
@@ -70,27 +65,3 @@ def evaluate(
         "val/top5": top5 / seen,
         "val/corrupt": seen - sound,
     }
-
-
-def evaluate_run(run: Path, split: str = "val", data: str | None = None) -> dict[str, float]:
-    """Evaluate the model that the run in folder `run` wrote, in this process, on `split`.
-
-    `data` replaces the data.path of the recipe. Raises UsageError when the run has no model.
-    """
-    for needed in ("recipe.yaml", "model.safetensors"):
-        if not (run / needed).is_file():
-            raise UsageError(
-                f"{run} holds no {needed}: give the folder of a finished run, such as "
-                "runs/digits_scl"
-            )
-    recipe = load_recipe(run / "recipe.yaml")
-    config = recipe.data if data is None else recipe.data.model_copy(update={"path": data})
-    dataset = open_split(config, split)
-    model = create_model(
-        recipe.model,
-        num_classes=len(dataset.manifest.classes),
-        in_chans=dataset.manifest.image.channels,
-    )
-    model.load_state_dict(load_file(run / "model.safetensors"))
-    device = torch.device(accelerator())
-    return evaluate(model.to(device).eval(), dataset, config, device=device)

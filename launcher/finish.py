@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from launcher import picture, report
+from launcher import mask_picture, picture, report
 from launcher.errors import RunError
 from launcher.files import atomic_write
 from launcher.session import Session
 from launcher.state import Progress
 from launcher.terminal import say
 from launcher.tracking import Tracker
-from sclcore import SCL, layer_budgets, weight_uses
+from sclcore import layer_budgets, weight_uses
 from sclcore.export import budgets_csv, save_sparse_model
-from sclcore.optimizer import hash_masks
+from sclcore.sparse import SparseOptimizer, hash_masks
 
 
 def write_results(session: Session, tracker: Tracker | None, progress: Progress) -> None:
@@ -35,7 +36,7 @@ def write_results(session: Session, tracker: Tracker | None, progress: Progress)
 def _write_results(session: Session, tracker: Tracker | None, progress: Progress) -> None:
     recipe, model, optimizer = session.recipe, session.model, session.optimizer
     folder = recipe.folder
-    masks = optimizer.masks() if isinstance(optimizer, SCL) else None
+    masks = optimizer.masks() if isinstance(optimizer, SparseOptimizer) else None
     if tracker is None:
         return
     size, channels = recipe.data.image_size, session.manifest.image.channels
@@ -57,6 +58,7 @@ def _write_results(session: Session, tracker: Tracker | None, progress: Progress
         "epochs": recipe.optim.epochs,
         "train_seconds": progress.seconds,
         "world_size": session.world.world_size,
+        "data": session.manifest.fingerprint(),
     }
     save_sparse_model(
         model,
@@ -78,9 +80,37 @@ def _write_results(session: Session, tracker: Tracker | None, progress: Progress
         "checkpoints": folder / "checkpoints",
     }
     tracker.summary(summary | {"artifacts": {key: str(path) for key, path in artifacts.items()}})
+    masks_picture = mask_picture.draw(folder)
     picture.draw(folder)
+    _give_to_tracker(session, tracker, summary, masks_picture)
     report.show(folder)
     _say_how_to_sync(tracker)
+
+
+def _give_to_tracker(
+    session: Session, tracker: Tracker, summary: dict[str, Any], masks_picture: Path | None
+) -> None:
+    """Charts, and the model with its report, for those who look at runs in W&B."""
+    folder = session.recipe.folder
+    pictures = [p for p in (folder / "summary.png", masks_picture) if p is not None]
+    tracker.charts(pictures)
+    report_files = ("model.safetensors", "layers.csv", "recipe.yaml")
+    tracker.model(
+        [*(folder / name for name in report_files), *pictures],
+        metadata=summary,
+        data=data_facts(session),
+    )
+
+
+def data_facts(session: Session) -> dict[str, Any]:
+    """Which data set it is, as one says it to others."""
+    manifest = session.manifest
+    return {
+        "dataset": manifest.dataset,
+        "samples": manifest.samples,
+        "classes": len(manifest.classes),
+        "fingerprint": manifest.fingerprint(),
+    }
 
 
 def _say_how_to_sync(tracker: Tracker) -> None:

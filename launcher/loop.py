@@ -14,13 +14,15 @@ from launcher.checkpoint import Checkpoint
 from launcher.cluster import World
 from launcher.engine import apply_update, process_group
 from launcher.errors import RunError
+from launcher.init import Initial, read_initial
 from launcher.monitor import Monitor
 from launcher.preflight import find_start, open_inputs
 from launcher.ranks import Agreement, from_main
 from launcher.recipe import Recipe
-from launcher.run_folder import lock, write_provenance
+from launcher.run_folder import lock, write_origin, write_provenance
 from launcher.saver import Saver
 from launcher.session import Session, build_session
+from launcher.target import steer
 from launcher.terminal import say
 from launcher.tracking import Tracker
 from launcher.watchdog import Watchdog
@@ -33,7 +35,7 @@ def train(session: Session, start: Checkpoint | None) -> int:
     agreement = Agreement(recipe.engine.timeout_s)
     progress = state.restore(start, session)
     tracker = open_tracker(session, progress)
-    monitor = Monitor(session, tracker)
+    monitor = Monitor(session, tracker, progress.step)
     if (counted := state.monitor_state(start, session)) is not None:
         monitor.restore(counted)
     saver = Saver(session, tracker, agreement, monitor)
@@ -79,6 +81,7 @@ def train(session: Session, start: Checkpoint | None) -> int:
         saver.wait()
         raise
     finally:
+        monitor.close()
         watchdog.close()
         if tracker is not None:
             tracker.close(exit_code)
@@ -93,6 +96,7 @@ def train_step(
     """One update from one global batch, in as many micro-batches as the plan says. Collective."""
     began, data_wait = time.perf_counter(), 0.0
     session.scheduler.set_progress(progress.step / session.total_steps)
+    steer(session, progress)
     monitor.before_step(progress.step)
     for micro_step in range(session.plan.accumulation):
         waiting = time.perf_counter()
@@ -119,7 +123,7 @@ def open_tracker(session: Session, progress: state.Progress) -> Tracker | None:
         recipe.folder,
         recipe.tracking,
         run_name=recipe.name,
-        recipe=recipe.as_dict(),
+        recipe=recipe.as_dict() | {"data_set": finish.data_facts(session)},
         resume_step=progress.step,
         wandb_id=progress.wandb_id,
     )
@@ -148,16 +152,24 @@ def say_stopped(session: Session, signal_number: int, step: int) -> None:
 def run_rank(recipe: Recipe, world: World) -> int:
     """One rank, from a recipe to an exit code."""
     inputs = open_inputs(recipe, world.world_size)
-    start, folder_lock = None, None
+    start, folder_lock, initial = None, None, Initial()
     if world.is_main:
         start = find_start(recipe, inputs.manifest)
+        if start is None:
+            initial = read_initial(recipe, inputs.manifest)
         folder_lock = lock(recipe.folder)
     try:
         with process_group(world, recipe.engine) as device:
             start = from_main(start)
             if world.is_main:
                 write_provenance(recipe.folder, recipe, world)
-            return train(build_session(recipe, inputs, world, device), start)
+            fresh = initial if start is None else None
+            session = build_session(recipe, inputs, world, device, fresh)
+            if session.initial_weights_hash is not None:
+                write_origin(recipe.folder, session.initial_weights_hash, inputs.manifest)
+                for note in initial.notes:
+                    say(note)
+            return train(session, start)
     except DataError as error:
         # No usage error: what is wrong with the data itself was refused before it was read.
         raise RunError(str(error)) from error

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from launcher.baselines import MagnitudeMethod, RigLMethod, STRMethod
 from launcher.errors import UsageError
-from sclcore import SCL, connection_groups
+from sclcore import SCL, Schedule, connection_groups
 
 
 class OptimConfig(BaseModel):
@@ -18,15 +19,25 @@ class OptimConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    name: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="what moves the weights; masks have their own momentum"
+    )
     global_batch_size: int = Field(ge=1, description="samples per update, over all ranks")
     epochs: int = Field(ge=1, description="passes over the training data")
     lr: float = Field(gt=0, description="learning rate at this global_batch_size")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of the weights")
-    nesterov: bool = Field(default=True, description="Nesterov's form of the momentum")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of the weights (sgd)")
+    nesterov: bool = Field(default=True, description="Nesterov's form of the momentum (sgd)")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="decay of the averages of gradient and square (adamw)"
+    )
+    eps: float = Field(
+        default=1e-8, gt=0, description="added to the root of the mean square (adamw)"
+    )
     weight_decay: float = Field(
         default=1e-4,
         ge=0,
-        description="L2 decay of weights (latent ones under scl); none on norms, biases",
+        description="L2 decay of weights (latent ones under scl), decoupled and times lr with "
+        "adamw; none on norms, biases",
     )
     clip_grad_norm: float | None = Field(
         default=None,
@@ -37,6 +48,21 @@ class OptimConfig(BaseModel):
         default=0.0, ge=0, lt=1, description="smoothing of the training labels"
     )
 
+    @field_validator("betas")
+    @classmethod
+    def _are_decays(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("should be two numbers of at least 0 and below 1")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        idle = ("momentum", "nesterov") if self.name == "adamw" else ("betas", "eps")
+        for key in idle:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} would do nothing with name: {self.name}; leave it out")
+        return self
+
 
 class SCLMethod(BaseModel):
     """Sparse Connectivity Learning (arXiv 2201.05020)."""
@@ -44,7 +70,21 @@ class SCLMethod(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Literal["scl"] = Field(description="learn weights and connectivity together")
-    lam: float = Field(ge=0, description="λ, the cost of a connection: the one knob of sparsity")
+    lam: float | None = Field(
+        default=None,
+        ge=0,
+        description="λ, the cost of a connection: the one knob of sparsity; with a target, where "
+        "it begins (null: a connection without gradient would die at the end)",
+    )
+    target_density: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="steer λ until this share of the connections is left",
+    )
+    target_macs: float | None = Field(
+        default=None, gt=0, lt=1, description="steer λ until this share of the MACs is left"
+    )
     mask_lr: float = Field(default=1e-3, gt=0, description="learning rate of the mask variables")
     mask_momentum: float = Field(
         default=0.9, ge=0, lt=1, description="momentum of the mask variables"
@@ -71,6 +111,11 @@ class SCLMethod(BaseModel):
     exclude: list[str] = Field(
         default_factory=list, description="patterns of layers that stay dense, such as conv1"
     )
+    train_weights: bool = Field(
+        default=True,
+        description="false: the weights of connections stay as they began, and only masks, biases "
+        "and norms learn (pruning from random weights)",
+    )
     granularity: str | dict[str, str] = Field(
         default="weight",
         description="what lives or dies together, weight, kernel or feature: one of them, or "
@@ -80,6 +125,24 @@ class SCLMethod(BaseModel):
         default=None,
         description="at most N of M neighbours live, such as 2:4: a value, or patterns with values",
     )
+
+    @model_validator(mode="after")
+    def _has_one_aim(self) -> Self:
+        if self.target_density is not None and self.target_macs is not None:
+            raise ValueError("takes target_density or target_macs: λ cannot meet both")
+        if self.lam is None and self.target is None:
+            raise ValueError("needs lam, or target_density or target_macs in its place")
+        if self.target and self.n_m:
+            raise ValueError(f"takes {self.target[0]} or n_m: N:M decides the density itself")
+        return self
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """The key and value of what λ is steered to; None where it is plain."""
+        for key in ("target_density", "target_macs"):
+            if (value := getattr(self, key)) is not None:
+                return key, value
+        return None
 
     def optimizer(self, model: nn.Module, optim: OptimConfig, example: Tensor) -> SCL:
         """SCL over the connections of `model`; `example` is one input, for its shape alone."""
@@ -91,14 +154,18 @@ class SCLMethod(BaseModel):
                 example_input=example,
                 granularity=self.granularity,
                 n_m=self.n_m,
+                **({} if self.train_weights else {"lr": 0.0}),
             )
             return SCL(
                 groups,
                 lr=optim.lr,
                 momentum=optim.momentum,
                 nesterov=optim.nesterov and optim.momentum > 0,
+                weight_rule=optim.name,
+                betas=optim.betas,
+                eps=optim.eps,
                 weight_decay=optim.weight_decay,
-                lam=self.lam,
+                lam=self.lam or 0.0,
                 mask_lr=self.mask_lr,
                 mask_momentum=self.mask_momentum,
                 proxy=self.proxy,
@@ -110,27 +177,55 @@ class SCLMethod(BaseModel):
         except ValueError as error:
             raise UsageError(f"method: {error}") from error
 
+    @property
+    def needs_whole_tensors(self) -> bool:
+        return False
+
+    def masks_are_final(self, schedule: Schedule, step: int, total_steps: int) -> bool:
+        """Whether no update after `step` of `total_steps` changes the masks."""
+        return schedule.masks_are_final(step / total_steps)
+
 
 class DenseMethod(BaseModel):
-    """The dense network: SGD with momentum, the same data, schedule and engine."""
+    """The dense network: the same optimizer of the weights, data, schedule and engine."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: Literal["dense"] = Field(description="keep every connection")
 
     def optimizer(self, model: nn.Module, optim: OptimConfig, example: Tensor) -> Optimizer:
-        """torch's SGD; biases and norm parameters are not decayed, as under `scl`."""
+        """torch's SGD or AdamW; biases and norm parameters are not decayed, as under `scl`."""
         parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if optim.name == "adamw":
+            return torch.optim.AdamW(
+                groups,
+                lr=optim.lr,
+                betas=optim.betas,
+                eps=optim.eps,
+                weight_decay=optim.weight_decay,
+                # As SCL's; there is none on the meta device, where only shapes are checked.
+                fused=not any(p.is_meta for p in parameters),
+            )
         return torch.optim.SGD(
-            [
-                {"params": [p for p in parameters if p.ndim > 1]},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ],
+            groups,
             lr=optim.lr,
             momentum=optim.momentum,
             nesterov=optim.nesterov and optim.momentum > 0,
             weight_decay=optim.weight_decay,
         )
 
+    @property
+    def needs_whole_tensors(self) -> bool:
+        return False
 
-MethodConfig = Annotated[SCLMethod | DenseMethod, Field(discriminator="name")]
+    def masks_are_final(self, schedule: Schedule, step: int, total_steps: int) -> bool:
+        return True
+
+
+MethodConfig = Annotated[
+    SCLMethod | DenseMethod | MagnitudeMethod | RigLMethod | STRMethod, Field(discriminator="name")
+]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
-from launcher.saved_optimizer import Pieces, SavedOptimizer
+from launcher.saved_optimizer import Pieces
 from launcher.zero import flat_shards
 from sclcore import SCL
+from sclcore.sparse import SparseOptimizer
 
 # The float32 copy that is trained where the model itself has less precision.
 _MASTER = "master"
@@ -39,6 +40,14 @@ class _Part:
     length: int
     tensor: Tensor
     offset: int
+
+
+class Source(Protocol):
+    """State by parameter name and stretch of elements; `updates` by parameter group."""
+
+    updates: list[int]
+
+    def read(self, name: str, start: int, length: int) -> dict[str, Tensor]: ...
 
 
 class OptimizerState:
@@ -95,11 +104,19 @@ class OptimizerState:
         }
 
     @property
-    def draws(self) -> list[int]:
-        """How many random numbers each group has drawn; the same on all ranks."""
-        return [group.get("draws", 0) for group in self._optimizer.param_groups]
+    def updates(self) -> list[int]:
+        """How many updates each group has had; the same on all ranks.
 
-    def load(self, saved: SavedOptimizer) -> None:
+        torch's AdamW counts them for each tensor, all alike; its SGD not at all.
+        """
+        state = self._optimizer.state
+        counts = []
+        for group in self._optimizer.param_groups:
+            steps = [int(state[p]["step"]) for p in group["params"] if "step" in state.get(p, {})]
+            counts.append(group.get("updates", max(steps, default=0)))
+        return counts
+
+    def load(self, saved: Source) -> None:
         """Take this rank's part of a saved state, once the model has its values.
 
         Raises CheckpointError when it is not of this model.
@@ -113,13 +130,21 @@ class OptimizerState:
                 _put(part, part.tensor.detach(), master)
             for key, value in values.items():
                 state = self._optimizer.state[part.tensor]
+                if value.ndim == 0:
+                    state[key] = value.to(part.tensor.device, copy=True)
+                    continue
                 if key not in state:
                     state[key] = torch.zeros_like(part.tensor, dtype=value.dtype)
                 _put(part, state[key], value)
-        for group, draws in zip(self._optimizer.param_groups, saved.draws, strict=True):
-            if "draws" in group:
-                group["draws"] = draws
-        if isinstance(self._optimizer, SCL):
+        for group, updates in zip(self._optimizer.param_groups, saved.updates, strict=True):
+            if "updates" in group:
+                group["updates"] = updates
+            elif isinstance(self._optimizer, AdamW):
+                for p in group["params"]:
+                    if p in self._optimizer.state:
+                        step = torch.tensor(float(updates), device=p.device)
+                        self._optimizer.state[p]["step"] = step
+        if isinstance(self._optimizer, SparseOptimizer):
             self._optimizer.write_weights()
         if self._zero is not None:
             self._zero.update_lp_params()
@@ -129,16 +154,21 @@ class OptimizerState:
             self._params[part.name].detach().copy_(part.tensor.detach())
 
     def _values(self, part: _Part) -> dict[str, Tensor]:
-        """This rank's stretch of everything known of a parameter."""
+        """This rank's stretch of everything known of a parameter, and single numbers (0-dim)."""
         state = self._optimizer.state.get(part.tensor, {})
         values = {
             key: value
             for key, value in state.items()
-            if isinstance(value, Tensor) and value.shape == part.tensor.shape
+            if isinstance(value, Tensor) and key != "step" and value.shape == part.tensor.shape
         }
         if part.tensor.dtype != self._params[part.name].dtype:
             values[_MASTER] = part.tensor
-        return {key: _stretch(part, value) for key, value in values.items()}
+        numbers = {
+            key: value.detach()
+            for key, value in state.items()
+            if isinstance(value, Tensor) and key not in ("step", *values) and value.ndim == 0
+        }
+        return {key: _stretch(part, value) for key, value in values.items()} | numbers
 
 
 def _stretch(part: _Part, value: Tensor) -> Tensor:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import math
 from pathlib import Path
-from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from launcher.files import atomic_write
 from launcher.results import (
@@ -25,8 +23,18 @@ from launcher.results import (
     rows_of,
     total_of,
 )
+from launcher.style import (
+    GREY,
+    INK,
+    accuracy_axis,
+    bare,
+    by_epoch,
+    density_axis,
+    heading,
+    nothing_yet,
+    short,
+)
 
-_INK, _GREY, _PALE = "#1f2933", "#7b8794", "#e4e7eb"
 _ACCURACY, _TRAIN, _TRAIN_TEXT, _DENSITY = "#1769aa", "#9cc4e4", "#6ba3cf", "#d9622b"
 _DPI = 100
 _WIDTH_IN, _HEIGHT_IN = 14.0, 5.2
@@ -70,11 +78,11 @@ def _title(figure: Figure, run: Run, name: str) -> None:
         name,
         fontsize=14,
         fontweight="bold",
-        color=_INK,
+        color=INK,
         va="center",
         parse_math=False,
     )
-    figure.text(0.988, y, "   ·   ".join(facts), ha="right", va="center", fontsize=11, color=_INK)
+    figure.text(0.988, y, "   ·   ".join(facts), ha="right", va="center", fontsize=11, color=INK)
 
 
 def _panels(figure: Figure, layers: list[Layer]) -> tuple[Axes, Axes, Axes]:
@@ -85,7 +93,7 @@ def _panels(figure: Figure, layers: list[Layer]) -> tuple[Axes, Axes, Axes]:
     accuracy = figure.add_axes((0.048, middle + half_gap, 0.412, top - middle - half_gap))
     density = figure.add_axes((0.048, bottom, 0.412, middle - half_gap - bottom))
     character = 0.0057 if _label_size(layers) > 9 else 0.0046
-    names = [_short(layer.name) for layer in layers]
+    names = [short(layer.name) for layer in layers]
     start = 0.505 + character * max([8, *map(len, names)])
     # The total, in bold, has the longest count; before it goes the percentage.
     end = 0.988 - character * (1.15 * max(len(_count(total_of(layers))), 17) + 9)
@@ -97,29 +105,17 @@ def _label_size(layers: list[Layer]) -> float:
     return 10.0 if len(layers) < 20 else 8.0
 
 
-def _heading(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=7)
-
-
-def _bare(axes: Axes, *, grid: Literal["x", "y"]) -> None:
-    for side in axes.spines.values():
-        side.set_visible(False)
-    axes.tick_params(length=0, labelsize=9.5, labelcolor=_GREY)
-    axes.grid(axis=grid, color=_PALE, linewidth=1)
-    axes.set_axisbelow(True)
-
-
 def _draw_course(accuracy: Axes, density: Axes, run: Run) -> None:
-    validation, training = run.series("val/top1"), _by_epoch(*run.series("train/top1"))
+    validation, training = run.series("val/top1"), by_epoch(*run.series("train/top1"))
     share = _density_course(run, validation)
     ends = [epochs[-1] for epochs, _ in (validation, training, share) if epochs]
-    _heading(accuracy, "Top-1 accuracy")
-    _heading(density, "Density: live share of all connections, logarithmic")
+    heading(accuracy, "Top-1 accuracy")
+    heading(density, "Density: live share of all connections, logarithmic")
     _epoch_axis(accuracy, density, max(ends, default=1.0))
 
     _line(accuracy, training, _TRAIN, 1.5)
     _line(accuracy, validation, _ACCURACY, 2.2)
-    _accuracy_axis(accuracy, validation[1] + training[1])
+    accuracy_axis(accuracy, validation[1] + training[1])
     named = (("val", validation, _ACCURACY), ("train", training, _TRAIN_TEXT))
     labels = [
         (course, f"{word} {100 * course[1][-1]:.1f} %", color)
@@ -129,7 +125,7 @@ def _draw_course(accuracy: Axes, density: Axes, run: Run) -> None:
     _end_labels(accuracy, labels)
 
     _line(density, share, _DENSITY, 2.2)
-    _density_axis(density, share[1])
+    density_axis(density, share[1])
     if share[0]:
         _end_labels(density, [(share, percent(share[1][-1]), _DENSITY)])
 
@@ -147,12 +143,12 @@ def _epoch_axis(accuracy: Axes, density: Axes, last: float) -> None:
     locator = MaxNLocator(nbins=9, steps=[1, 2, 5, 10], integer=last >= 2)
     ticks = [tick for tick in locator.tick_values(0, last) if 0 <= tick <= last * 1.001]
     for axes in (accuracy, density):
-        _bare(axes, grid="y")
+        bare(axes, grid="y")
         # Room on the right for the lines' own labels.
         axes.set_xlim(0, last * 1.17)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     accuracy.tick_params(labelbottom=False)
-    density.set_xlabel("epoch", fontsize=9.5, color=_GREY, labelpad=3)
+    density.set_xlabel("epoch", fontsize=9.5, color=GREY, labelpad=3)
 
 
 def _line(axes: Axes, course: Course, color: str, width: float) -> None:
@@ -169,51 +165,6 @@ def _line(axes: Axes, course: Course, color: str, width: float) -> None:
         markersize=5,
         solid_capstyle="round",
     )
-
-
-def _by_epoch(epochs: list[float], values: list[float]) -> Course:
-    """Means over whole epochs, at their ends: what single batches say is mostly noise."""
-    if not epochs or epochs[-1] < 2:
-        return epochs, values
-    bins: dict[float, list[float]] = {}
-    for epoch, value in zip(epochs, values, strict=True):
-        bins.setdefault(min(float(math.ceil(epoch)), epochs[-1]), []).append(value)
-    bins.pop(0.0, None)
-    return list(bins), [sum(group) / len(group) for group in bins.values()]
-
-
-def _accuracy_axis(axes: Axes, values: list[float]) -> None:
-    if not values:
-        _nothing_yet(axes, "no accuracy recorded yet")
-        return
-    low, high = min(values), max(values)
-    margin = max(0.08 * (high - low), 0.01)
-    axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin) + 0.02 * (high - low))
-    bottom, top = axes.get_ylim()
-    ticks = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(bottom, top)
-    axes.set_yticks([tick for tick in ticks if bottom <= tick <= min(top, 1)])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g} %"))
-
-
-def _density_axis(axes: Axes, values: list[float]) -> None:
-    positive = [value for value in values if value > 0]
-    if not positive:
-        _nothing_yet(axes, "no density recorded yet")
-        return
-    axes.set_yscale("log")
-    # A decade at least, so that a flat line at 100 % looks like one.
-    low = min(0.1, *positive)
-    axes.set_ylim(low / 1.35, 1.18)
-    steps = (1,) if low < 0.003 else (1, 3) if low < 0.08 else (1, 2, 5)
-    ticks = [step * 10.0**power for power in range(-9, 1) for step in steps]
-    axes.set_yticks([tick for tick in ticks if low / 1.3 <= tick <= 1])
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g} %"))
-
-
-def _nothing_yet(axes: Axes, text: str) -> None:
-    axes.set_yticks([])
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=_GREY, fontsize=11)
 
 
 def _end_labels(axes: Axes, labels: list[tuple[Course, str, str]]) -> None:
@@ -245,10 +196,10 @@ def _end_labels(axes: Axes, labels: list[tuple[Course, str, str]]) -> None:
 
 
 def _draw_layers(axes: Axes, layers: list[Layer]) -> None:
-    _heading(axes, "Density by layer")
-    _bare(axes, grid="x")
+    heading(axes, "Density by layer")
+    bare(axes, grid="x")
     if not layers:
-        _nothing_yet(axes, "no layers recorded yet")
+        nothing_yet(axes, "no layers recorded yet")
         axes.set_xticks([])
         return
     total = total_of(layers)
@@ -256,11 +207,11 @@ def _draw_layers(axes: Axes, layers: list[Layer]) -> None:
     positions = [*range(len(layers)), len(layers) + 0.35]
     rows = [*layers, total]
     size = _label_size(layers)
-    colors = [_DENSITY] * len(layers) + [_INK]
+    colors = [_DENSITY] * len(layers) + [INK]
     axes.barh(positions, [row.density for row in rows], color=colors, height=0.62)
-    axes.axhline(len(layers) - 0.33, color=_GREY, linewidth=0.8)
-    names = [_short(row.name) for row in rows]
-    axes.set_yticks(positions, names, fontsize=size, color=_INK, parse_math=False)
+    axes.axhline(len(layers) - 0.33, color=GREY, linewidth=0.8)
+    names = [short(row.name) for row in rows]
+    axes.set_yticks(positions, names, fontsize=size, color=INK, parse_math=False)
     axes.set_ylim(positions[-1] + 0.6, -0.6)
     widest = max(row.density for row in rows) or 1.0
     axes.set_xlim(0, widest)
@@ -280,7 +231,7 @@ def _row_labels(axes: Axes, rows: list[Layer], positions: list[float], size: flo
         textcoords="offset points",
         ha="right",
         fontsize=9.5,
-        color=_GREY,
+        color=GREY,
     )
     for row, y in zip(rows, positions, strict=True):
         bold = "bold" if row is rows[-1] else "normal"
@@ -288,7 +239,7 @@ def _row_labels(axes: Axes, rows: list[Layer], positions: list[float], size: flo
             percent(row.density),
             (row.density, y),
             xytext=(4, 0),
-            color=_INK,
+            color=INK,
             textcoords="offset points",
             va="center",
             fontsize=size,
@@ -303,15 +254,10 @@ def _row_labels(axes: Axes, rows: list[Layer], positions: list[float], size: flo
             ha="right",
             va="center",
             fontsize=size,
-            color=_INK,
+            color=INK,
             fontweight=bold,
         )
 
 
 def _count(layer: Layer) -> str:
     return f"{layer.live:,} / {layer.connections:,}"
-
-
-def _short(name: str) -> str:
-    name = name.removesuffix(".weight")
-    return name if len(name) <= 34 else f"{name[:17]}…{name[-16:]}"

@@ -15,6 +15,7 @@ from launcher.engine import accumulation_steps
 from launcher.errors import UsageError
 from launcher.models import model_on_meta
 from launcher.recipe import Recipe, resume_difference
+from launcher.target import controller_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def open_inputs(recipe: Recipe, world_size: int) -> Inputs:
     )
     _check_smallest_images(recipe, train.manifest)
     # Its patterns of layers can only be checked against the model.
-    recipe.method.optimizer(model, recipe.optim, image)
+    optimizer = recipe.method.optimizer(model, recipe.optim, image)
+    updates = train.manifest.samples // recipe.optim.global_batch_size * recipe.optim.epochs
+    controller_of(recipe, model, optimizer, image, updates)
     _check_room(recipe, sum(p.numel() for p in model.parameters()))
     return Inputs(train, val, accumulation)
 

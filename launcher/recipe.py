@@ -6,15 +6,16 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data.pipeline import DataConfig
 from launcher.checkpoint import CheckpointConfig
 from launcher.engine import EngineConfig
 from launcher.errors import UsageError
+from launcher.init import InitConfig
 from launcher.methods import MethodConfig, OptimConfig
 from launcher.models import ModelConfig
 from launcher.tracking import TrackingConfig
@@ -42,6 +43,7 @@ class Recipe(BaseModel):
         default=0, ge=0, description="decides initial weights, order and augmentation"
     )
     model: ModelConfig
+    init: InitConfig = Field(default_factory=InitConfig)
     data: DataConfig
     method: MethodConfig
     optim: OptimConfig
@@ -49,6 +51,15 @@ class Recipe(BaseModel):
     engine: EngineConfig = Field(default_factory=EngineConfig)  # type: ignore[arg-type]
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)  # type: ignore[arg-type]
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)  # type: ignore[arg-type]
+
+    @model_validator(mode="after")
+    def _method_fits_engine(self) -> Self:
+        if self.engine.zero_stage and self.method.needs_whole_tensors:
+            raise ValueError(
+                f"method {self.method.name} needs whole tensors on every rank: engine.zero_stage "
+                f"must be 0, not {self.engine.zero_stage}"
+            )
+        return self
 
     @property
     def folder(self) -> Path:
@@ -64,18 +75,22 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises UsageError with one sentence: the file, the key, what is wrong with it.
     """
-    values = _read(path, ())
+    return build_recipe(_read(path, ()), overrides, str(path))
+
+
+def build_recipe(values: dict[str, Any], overrides: Iterable[str], where: str) -> Recipe:
+    """Apply overrides to the plain values of a recipe and validate; `where` is for messages."""
     for override in overrides:
         values = _merge(values, _parse_override(override))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_sentence(error)}") from None
+        raise UsageError(f"{where}: {_sentence(error)}") from None
 
 
 def resume_difference(saved: dict[str, Any], recipe: Recipe) -> str | None:
     """The first setting that makes a checkpoint's recipe another run, as a phrase; None if none."""
-    ours, theirs = dict(_flatten(recipe.as_dict())), dict(_flatten(saved))
+    ours, theirs = dict(_flatten(recipe.as_dict())), dict(_flatten(_completed(saved)))
     for key in sorted(ours.keys() | theirs.keys()):
         free = key in _FREE_DATA_KEYS or any(
             key == prefix or key.startswith(f"{prefix}.") for prefix in _FREE_ON_RESUME
@@ -84,6 +99,14 @@ def resume_difference(saved: dict[str, Any], recipe: Recipe) -> str | None:
         if (not free or key == "engine.precision") and ours.get(key) != theirs.get(key):
             return f"{key} is {ours.get(key)!r} here and {theirs.get(key)!r} there"
     return None
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved` with the defaults of keys that did not exist yet when it was written."""
+    try:
+        return Recipe.model_validate(saved).as_dict()
+    except ValidationError:
+        return saved
 
 
 def describe() -> str:
@@ -116,17 +139,23 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise UsageError(f"{path}: its chain of `base` files comes back to itself")
+def read_mapping(path: Path, kind: str) -> dict[str, Any]:
+    """The YAML file `path`, which should hold a `kind`. Raises UsageError with one sentence."""
     try:
         values = yaml.load(path.read_text(), Loader=_Loader)
     except OSError as error:
-        raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read the {kind} {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"{path} holds no recipe: it should be a mapping of keys to values")
+        raise UsageError(f"{path} holds no {kind}: it should be a mapping of keys to values")
+    return values
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UsageError(f"{path}: its chain of `base` files comes back to itself")
+    values = read_mapping(path, "recipe")
     base = values.pop("base", None)
     if base is None:
         return values
@@ -177,14 +206,23 @@ def _sentence(error: ValidationError) -> str:
     elif first["type"] == "missing":
         text = f"the key {key!r} is missing"
     elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        text = f"method.name must be scl or dense, not {(given or {}).get('name')!r}"
+        *others, last = _method_names()
+        text = (
+            f"method.name must be {', '.join(others)} or {last}, not {(given or {}).get('name')!r}"
+        )
     else:
         reason = first["msg"].removeprefix("Value error, ")
         # Not what is in a mapping: a key of W&B's that somebody put there must not be repeated.
         shown = "a mapping" if isinstance(given, dict) else repr(given)
-        text = f"{key}: {reason[0].lower()}{reason[1:]}, not {shown}"
+        text = f"{key}: {reason[0].lower()}{reason[1:]}, not {shown}" if key else reason
     more = len(problems) - 1
     return text + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _method_names() -> list[str]:
+    """Of all methods, as recipes call them."""
+    methods = get_args(Recipe.model_fields["method"].annotation)
+    return [get_args(method.model_fields["name"].annotation)[0] for method in methods]
 
 
 def _valid_names(location: tuple[int | str, ...]) -> list[str]:

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import yaml
+
 Course = tuple[list[float], list[float]]
 """(epochs, values) of one metric."""
+
+
+_FILES = ("metrics.jsonl", "summary.json", "layers.csv")
 
 
 class ReportError(Exception):
@@ -51,13 +56,17 @@ class Run:
         return [epoch for epoch, _ in points], [value for _, value in points]
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run has written into `folder`."""
+    return any((folder / name).is_file() for name in _FILES)
+
+
 def read_run(run_dir: Path) -> Run:
     """Read a run folder, finished or not. Raises ReportError if it is none or unreadable."""
     if not run_dir.is_dir():
         raise ReportError(f"There is no run folder {run_dir}.")
-    names = ("metrics.jsonl", "summary.json", "layers.csv")
-    if not any((run_dir / name).exists() for name in names):
-        raise ReportError(f"{run_dir} is no run folder: it has none of {', '.join(names)}.")
+    if not is_run_folder(run_dir):
+        raise ReportError(f"{run_dir} is no run folder: it has none of {', '.join(_FILES)}.")
     return Run(
         summary=_read_summary(run_dir / "summary.json"),
         metrics=_read_metrics(run_dir / "metrics.jsonl"),
@@ -75,6 +84,20 @@ def _read_summary(path: Path) -> dict[str, Any]:
     if not isinstance(summary, dict):
         raise ReportError(f"{path} holds no JSON object.")
     return summary
+
+
+def read_recipe(run_dir: Path) -> dict[str, Any]:
+    """The resolved recipe of a run; empty if its folder holds none. Raises ReportError."""
+    path = run_dir / "recipe.yaml"
+    if not path.exists():
+        return {}
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ReportError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+    if not isinstance(recipe, dict):
+        raise ReportError(f"{path} holds no recipe: it should be a mapping of keys to values.")
+    return recipe
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -174,7 +197,7 @@ def rows_of(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _macs(macs: float, dense: float) -> str:
-    text = f"{_si(macs)} of {_si(dense)}"
+    text = f"{si(macs)} of {si(dense)}"
     return f"{text} ({dense / macs:.1f}× fewer)" if 0 < 1.05 * macs < dense else text
 
 
@@ -198,7 +221,8 @@ def percent(share: float) -> str:
     return f"{percent:.{min(max(digits, 1), 3)}f} %"
 
 
-def _si(value: float) -> str:
+def si(value: float) -> str:
+    """Three significant digits and a prefix: 47.5 k, 4.09 G."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}"

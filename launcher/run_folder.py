@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from data.manifest import Manifest
 from launcher.cluster import World
 from launcher.errors import UsageError
 from launcher.files import atomic_write
@@ -46,6 +47,23 @@ def write_provenance(folder: Path, recipe: Recipe, world: World) -> None:
     before = path.read_text() if path.exists() else ""
     started = {"started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     atomic_write(path, f"{before}{json.dumps(started | environment(world))}\n")
+
+
+def write_origin(folder: Path, initial_weights_hash: str, manifest: Manifest) -> None:
+    """`origin.json`: what a new run began with, the weights by their hash and the training data."""
+    origin = {
+        "initial_weights_hash": initial_weights_hash,
+        "torch": importlib.metadata.version("torch"),
+        "data": {
+            "dataset": manifest.dataset,
+            "fingerprint": manifest.fingerprint(),
+            "samples": manifest.samples,
+            "classes": manifest.classes,
+            "class_names": manifest.names,
+            "image": manifest.image.model_dump(),
+        },
+    }
+    atomic_write(folder / "origin.json", json.dumps(origin, indent=1, ensure_ascii=False) + "\n")
 
 
 def environment(world: World) -> dict[str, Any]:

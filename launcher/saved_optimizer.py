@@ -36,7 +36,9 @@ class SavedOptimizer:
         self._checkpoint = checkpoint
         self._layout: dict[str, dict[str, list[int]]] = checkpoint.meta["optimizer"]["pieces"]
         self._open: dict[str, Pieces] = {}
-        self.draws: list[int] = checkpoint.meta["optimizer"]["draws"]
+        counts = checkpoint.meta["optimizer"]
+        # Checkpoints of version 0.1.0 call them so.
+        self.updates: list[int] = counts["updates" if "updates" in counts else "draws"]
 
     def names(self) -> list[str]:
         """The parameters, in the order in which they were saved."""
@@ -58,6 +60,9 @@ class SavedOptimizer:
                 continue
             covered += end - begin
             for key, value in self._part(part)[name]["values"].items():
+                if value.ndim == 0:  # of the whole parameter, the same in every piece
+                    found[key] = value
+                    continue
                 target = found.setdefault(key, torch.zeros(length, dtype=value.dtype))
                 target[begin - start : end - start] = value[begin - first : end - first]
         if covered != length:

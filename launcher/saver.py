@@ -224,7 +224,7 @@ class Saver:
             "steps_per_epoch": session.plan.steps_per_epoch,
             "samples": progress.step * session.plan.global_batch_size,
             "environment": self._environment,
-            "optimizer": {"draws": session.optimizer_state.draws},
+            "optimizer": {"updates": session.optimizer_state.updates},
         }
         is_evaluated = progress.step == progress.epochs * session.plan.steps_per_epoch
         evaluation = None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,14 +18,17 @@ from data.plan import BatchPlan
 from launcher.cluster import World
 from launcher.engine import build_engine
 from launcher.evaluate import evaluate
-from launcher.models import create_model
+from launcher.init import FirstState, Initial, first_masks, hash_weights, initial_model, share
 from launcher.optimizer_state import OptimizerState, parameter_names
 from launcher.preflight import Inputs
 from launcher.ranks import average_batch_norm, sum_over_ranks
 from launcher.recipe import Recipe
-from sclcore import SCL, Scheduler
+from launcher.target import controller_of
+from sclcore import Scheduler
 from sclcore.connections import find_connections
+from sclcore.controller import TargetController
 from sclcore.kernels import find_kernel
+from sclcore.sparse import SparseOptimizer
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,11 @@ class Session:
     optimizer: Optimizer
     optimizer_state: OptimizerState
     scheduler: Scheduler
+    controller: TargetController | None
     engine: Any
     loss_function: nn.Module
+    initial_weights_hash: str | None = None
+    """Of the weights that a new run starts from, before any mask; None where it continues."""
 
     @property
     def manifest(self) -> Manifest:
@@ -102,32 +106,43 @@ class Session:
 
     def count_connections(self) -> tuple[int, int]:
         """How many connections are live, and how many there are. Collective."""
-        if isinstance(self.optimizer, SCL):
-            live = self.optimizer.live_connections()
-            sizes = [p.numel() for name, p in self.model.named_parameters() if name in live]
-            return sum(live.values()), sum(sizes)
+        if isinstance(self.optimizer, SparseOptimizer):
+            live = self.optimizer.live_connections().values()
+            return sum(live), sum(self.optimizer.connection_sizes().values())
         total = sum(c.parameter.numel() for c in find_connections(self.model))
         return total, total
 
     def masks_are_final(self, step: int) -> bool:
         """Whether the network after update `step` has the connections it will end with."""
-        if self.recipe.method.name == "dense":
-            return True
-        return self.recipe.schedule.masks_are_final(step / self.total_steps)
+        recipe = self.recipe
+        return recipe.method.masks_are_final(recipe.schedule, step, self.total_steps)
 
 
-def build_session(recipe: Recipe, inputs: Inputs, world: World, device: torch.device) -> Session:
-    """Build model, optimizer and engine; the same initial weights on every rank. Collective."""
-    seed_everything(recipe.seed)
+def build_session(
+    recipe: Recipe,
+    inputs: Inputs,
+    world: World,
+    device: torch.device,
+    initial: Initial | None = None,
+) -> Session:
+    """Build model, optimizer and engine; the same initial weights on every rank. Collective.
+
+    `initial` is what a new run starts from, whole on rank 0; None for one that continues.
+    """
     agree_on_fused_steps(device)
     plan = inputs.plan(recipe, world.world_size, world.rank)
     channels, size = inputs.manifest.image.channels, recipe.data.image_size
-    model = create_model(
-        recipe.model, num_classes=len(inputs.manifest.classes), in_chans=channels
-    ).to(device)
-    optimizer = recipe.method.optimizer(model, recipe.optim, torch.empty(1, channels, size, size))
+    model = initial_model(recipe, inputs.manifest, initial or Initial()).to(device)
+    if initial is not None:
+        share(model)
+    initial_hash = hash_weights(model) if initial is not None and world.is_main else None
+    example = torch.empty(1, channels, size, size)
+    optimizer = recipe.method.optimizer(model, recipe.optim, example)
     scheduler = Scheduler(optimizer, recipe.schedule)
+    total_steps = plan.steps_per_epoch * recipe.optim.epochs
+    controller = controller_of(recipe, model, optimizer, example, total_steps)
     names = parameter_names(model, optimizer)
+    masks = first_masks(optimizer, recipe.init, initial) if initial is not None else {}
     engine = build_engine(
         model,
         optimizer,
@@ -135,6 +150,9 @@ def build_session(recipe: Recipe, inputs: Inputs, world: World, device: torch.de
         clip_grad_norm=recipe.optim.clip_grad_norm,
         config=recipe.engine,
     )
+    optimizer_state = OptimizerState(engine, model, optimizer, names)
+    if masks:
+        optimizer_state.load(FirstState(model, masks, optimizer_state.updates))
     return Session(
         recipe=recipe,
         world=world,
@@ -144,10 +162,12 @@ def build_session(recipe: Recipe, inputs: Inputs, world: World, device: torch.de
         plan=plan,
         model=model,
         optimizer=optimizer,
-        optimizer_state=OptimizerState(engine, model, optimizer, names),
+        optimizer_state=optimizer_state,
         scheduler=scheduler,
+        controller=controller,
         engine=engine,
         loss_function=nn.CrossEntropyLoss(label_smoothing=recipe.optim.label_smoothing),
+        initial_weights_hash=initial_hash,
     )
 
 
@@ -156,10 +176,3 @@ def agree_on_fused_steps(device: torch.device) -> None:
     missing = torch.tensor([float(find_kernel(device) is None)], device=device)
     if sum_over_ranks(missing) > 0:
         os.environ["SCL_FUSED"] = "0"
-
-
-def seed_everything(seed: int) -> None:
-    """Seed every generator that initial weights, dropout or a library may draw from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

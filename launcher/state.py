@@ -20,8 +20,7 @@ from launcher.ranks import (
 )
 from launcher.saved_optimizer import SavedOptimizer, optimizer_part
 from launcher.session import Session
-from sclcore import SCL
-from sclcore.optimizer import hash_masks
+from sclcore.sparse import SparseOptimizer, hash_masks
 
 
 @dataclass
@@ -37,6 +36,8 @@ class Progress:
     results: dict[str, float] = field(default_factory=dict)
     """Of the newest evaluation."""
     wandb_id: str | None = None
+    steering: dict[str, float] | None = None
+    """Of λ, where the recipe has a target (`sclcore.controller.Steering`)."""
 
 
 def parts_of(session: Session) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def check_masks_agree(session: Session) -> None:
     It is the network that is compared, as each rank computes with it: under ZeRO no rank holds all
     masks, but the weights that were gathered must have the same zeros everywhere.
     """
-    if not isinstance(session.optimizer, SCL):
+    if not isinstance(session.optimizer, SparseOptimizer):
         return
     learned = session.optimizer.connection_names
     parameters = session.model.named_parameters()

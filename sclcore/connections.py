@@ -18,6 +18,7 @@ from sclcore.geometry import parse_n_m
 _OPTIONS = {
     *("lr", "lam", "mask_lr", "momentum", "mask_momentum", "nesterov", "weight_decay"),
     *("proxy", "normalize", "mask_init", "min_connections", "mask_dtype"),
+    *("weight_rule", "betas", "eps"),
 }
 _QUERY_PROJECTIONS = ("in_proj_weight", "q_proj_weight")
 _ATTENTION_PROJECTIONS = (*_QUERY_PROJECTIONS, "k_proj_weight", "v_proj_weight")
@@ -29,7 +30,8 @@ class Connection:
 
     `name` is the parameter's name in the model. `transposed_groups` is 0 for tensors whose output
     features lie along dimension 0 (Linear, Conv, attention projections) and the number of groups
-    for a ConvTranspose, whose weight has the shape [in, out / groups, *kernel].
+    for a ConvTranspose, whose weight has the shape [in, out / groups, *kernel]; 1 for the Conv1D of
+    Hugging Face's transformers, a Linear whose weight is [in, out].
     """
 
     name: str
@@ -40,10 +42,11 @@ class Connection:
 def find_connections(model: nn.Module, exclude: Sequence[str] = ()) -> list[Connection]:
     """The connections of `model`: weights of Linear, Conv, ConvTranspose and attention projections.
 
-    `exclude` holds shell-style patterns over module or parameter names (`"head"`, `"blocks.0.*"`)
-    that stay dense; a pattern that matches nothing is a ValueError, since it is a typing error more
-    often than not. Frozen parameters and weights tied to something that is no connection (an
-    embedding, say) stay dense too. Biases and norm parameters are never connections.
+    The Conv1D of Hugging Face's transformers (GPT-2) is a Linear. `exclude` holds shell-style
+    patterns over module or parameter names (`"head"`, `"blocks.0.*"`) that stay dense; a pattern
+    that matches nothing is a ValueError, since it is a typing error more often than not. Frozen
+    parameters and weights tied to something that is no connection (an embedding, say) stay dense
+    too. Biases and norm parameters are never connections.
     """
     tied = _owned_elsewhere(model)
     matched: set[str] = set()
@@ -227,9 +230,22 @@ def _connection_attributes(module: nn.Module) -> Iterable[tuple[str, int]]:
         return [("weight", module.groups)]
     if isinstance(module, _ConvNd | nn.Linear):
         return [("weight", 0)]
+    if _is_transposed_linear(module):
+        return [("weight", 1)]
     if isinstance(module, nn.MultiheadAttention):
         return [(name, 0) for name in _ATTENTION_PROJECTIONS]
     return []
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """Whether this is the Conv1D of transformers, known by its looks: sclcore does without it."""
+    weight = getattr(module, "weight", None)
+    return (
+        type(module).__name__ == "Conv1D"
+        and isinstance(weight, Tensor)
+        and weight.ndim == 2
+        and getattr(module, "nf", None) == weight.shape[1]
+    )
 
 
 def _owned_elsewhere(model: nn.Module) -> set[int]:
@@ -323,6 +339,8 @@ def _positions(module: nn.Module, attribute: str, args: tuple, kwargs: dict, out
         features, tensor = module.in_channels, args[0] if args else kwargs["input"]
     elif isinstance(module, _ConvNd):
         features, tensor = module.out_channels, output
+    elif _is_transposed_linear(module):
+        features, tensor = module.nf, output
     else:
         features, tensor = module.out_features, output  # type: ignore[union-attr]
     return tensor.numel() / features

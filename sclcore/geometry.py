@@ -85,8 +85,8 @@ def geometry_of(group: dict[str, Any], index: int, shape: Sequence[int]) -> Geom
         raise ValueError(f"unknown granularity {granularity!r} for {name}: choose one of {known}")
     if granularity == "feature" and plain.transposed_groups:
         raise ValueError(
-            f"{name} belongs to a ConvTranspose, whose features cannot be masked as wholes: "
-            "use the granularity kernel or weight"
+            f"{name} belongs to a ConvTranspose or Conv1D, whose features cannot be masked as "
+            "wholes: use the granularity kernel or weight"
         )
     unit = {
         "weight": 1,
@@ -114,7 +114,9 @@ def _check_n_m(tensor: Geometry, granularity: str, n_m: tuple[int, int]) -> None
     if granularity != "weight":
         raise ValueError(f"{tensor.name}: {n}:{m} needs the granularity weight, not {granularity}")
     if tensor.transposed_groups:
-        raise ValueError(f"{tensor.name} belongs to a ConvTranspose, which cannot be {n}:{m}")
+        raise ValueError(
+            f"{tensor.name} belongs to a ConvTranspose or Conv1D, which cannot be {n}:{m}"
+        )
     if tensor.run % m:
         raise ValueError(
             f"{tensor.name} has {tensor.run} input connections per feature, which {m} does not "

@@ -17,9 +17,10 @@ from sclcore.exchange import Exchange
 from sclcore.geometry import Geometry, geometry_of
 from sclcore.kernels import is_plain
 from sclcore.shards import Piece, flat, is_dense, keeps_features_together
-from sclcore.update import LIVE, live
+from sclcore.update import FLIPS, LIVE, SAFE, live
+from sclcore.weights import BUFFERS, buffers_of
 
-_KEYS = ("weight", "mask", "momentum_buffer", "mask_momentum_buffer")
+_KEYS = ("weight", "mask", *BUFFERS.values(), "mask_momentum_buffer")
 
 Group = dict[str, Any]
 State = MutableMapping[Any, dict[str, Any]]
@@ -114,6 +115,9 @@ class Holdings:
     def note(self, counted: Mapping[int, Tensor], moved: Sequence[int]) -> None:
         """Keep what a step counted of each piece, and the pieces whose masks it moved."""
         self.moved = moved
+        if len(counted) < len(self.pieces):
+            # The others have not flipped in this step.
+            self.counts[:, FLIPS:SAFE] = 0
         if counted:
             self.counts[self._places_of(tuple(counted))] = torch.stack([*counted.values()])
 
@@ -289,8 +293,8 @@ def _piece(
         target=None if viewable else param,
         weight=flat(values["weight"]),
         mask=flat(values["mask"]),
-        momentum=flat(values["momentum_buffer"]) if "momentum_buffer" in values else None,
         mask_momentum=flat(values["mask_momentum_buffer"]),
+        **{field: flat(values[key]) for field, key in BUFFERS.items() if key in values},
     )
 
 
@@ -304,8 +308,9 @@ def _started(group: Group, param: Tensor, state: State, *, viewable: bool) -> di
         dtype = torch.promote_types(param.dtype, torch.float32)
         values["weight"] = param.detach().to(dtype, copy=True)
         values["mask"] = _first_masks(group, param, values["weight"])
-    if group["momentum"] and "momentum_buffer" not in values:
-        values["momentum_buffer"] = torch.zeros_like(values["weight"])
+    for key in buffers_of(group):
+        if key not in values:
+            values[key] = torch.zeros_like(values["weight"])
     if "mask_momentum_buffer" not in values:
         values["mask_momentum_buffer"] = torch.zeros_like(values["mask"])
     keys = [k for k in _KEYS if k in values]
@@ -391,7 +396,7 @@ def _ranks(
 def _memory(groups: Sequence[Group], state: State) -> Iterator[Any]:
     """Where everything is that the pieces are views of."""
     for group in groups:
-        yield bool(group["momentum"])
+        yield buffers_of(group)
         for param in group["params"]:
             values = state.get(param, {})
             yield bool(values) or param.grad is not None

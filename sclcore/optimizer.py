@@ -12,7 +12,6 @@ and normalisation, which is not linear, comes after that average. Source: Tang e
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,8 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.sgd import sgd
 
 from sclcore.geometry import geometry_of
 from sclcore.guard import keep_layers_alive, may_die
@@ -29,15 +26,17 @@ from sclcore.holdings import Holdings, check_alike
 from sclcore.observe import Observation, observe
 from sclcore.passes import bounds_of, first_pass, normalisers, options_of, second_pass, total_norm
 from sclcore.shards import Shard, check_shards
+from sclcore.sparse import SparseOptimizer
 from sclcore.step import get_proxy
-from sclcore.update import NO_CUTS, live, write
+from sclcore.update import FLIPS, NO_CUTS, SAFE, live, write
+from sclcore.weights import check_rule, step_dense
 
 NORMALIZATIONS = ("feature", "layer", "none")
 MASK_DTYPES = ("float32", "bfloat16")
 
 
-class SCL(Optimizer):
-    """Sparse Connectivity Learning, with SGD for the weights and for the mask variables.
+class SCL(SparseOptimizer):
+    """Sparse Connectivity Learning, with SGD or AdamW for the weights.
 
         optimizer = SCL(connection_groups(model), lr=0.1, lam=0.1)
 
@@ -54,7 +53,8 @@ class SCL(Optimizer):
             gradient of 1 causes is `mask_lr / (1 - mask_momentum)`.
         momentum, mask_momentum: classical momentum, without dampening.
         nesterov: Nesterov's form for the weights.
-        weight_decay: L2 decay of the latent weights w and of dense parameters.
+        weight_decay: L2 decay of the latent weights w and of dense parameters; decoupled under
+            AdamW.
         proxy: derivative that stands in for that of the unit step (`sclcore.step.PROXIES`).
         normalize: what the mask gradient is divided by: its rms over the output `feature` (the
             paper), over the `layer`, or `none`.
@@ -62,20 +62,25 @@ class SCL(Optimizer):
         min_connections: each layer keeps at least that many; the best-scored ones stay.
         mask_dtype: precision of m and its momentum; `bfloat16` saves 4 bytes per weight and rounds
             at random, so that small steps count on average.
+        weight_rule: `sgd`, or `adamw` for the weights, with `betas` and `eps` and neither
+            `momentum` nor `nesterov`. The mask variables have their own momentum all the same.
 
     State per connection tensor, all of the tensor's shape: `weight` (w), `mask` (m),
-    `momentum_buffer`, `mask_momentum_buffer`; in float32 where the parameter has less (double stays
+    `momentum_buffer` (AdamW: `exp_avg`, `exp_avg_sq`; each group counts its `updates`),
+    `mask_momentum_buffer`; in float32 where the parameter has less (double stays
     double). Where `granularity` is coarser than a weight, all elements of a unit have the same m.
 
     Under FSDP2 the state is sharded like the parameters, and under ZeRO like its flat tensors
     (`set_shards`); each step then has one small all-reduce, and `masks`, `mask_variables`,
-    `live_connections`, `mask_hash` and steps with `observing` are collective.
+    `live_connections`, `take_flips`, `mask_hash` and steps with `observing` are collective.
 
     A step whose gradient is not finite changes nothing and is counted in `skipped_steps`.
     After each step `grad_norm` holds the 2-norm of G over all parameters, and `held_layers` the
     names of the layers that `min_connections` kept from dying in that step. Where state is sharded,
-    `connections_before` has the live connections of each tensor when that step began. An engine may
-    step the groups one by one, in their order: all follow what became of the connections' step.
+    `connections_before` has the live connections of each tensor when that step began. `flips` holds
+    what this process counted since `take_flips` was last called: [tensors, 2], flips and revivals,
+    by the names of the tensors. An engine may step the groups one by one, in their order: all
+    follow what became of the connections' step.
     """
 
     def __init__(
@@ -94,6 +99,9 @@ class SCL(Optimizer):
         mask_init: float = 1.0,
         min_connections: int = 1,
         mask_dtype: str = "float32",
+        weight_rule: str = "sgd",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -108,15 +116,14 @@ class SCL(Optimizer):
             "mask_init": mask_init,
             "min_connections": min_connections,
             "mask_dtype": mask_dtype,
+            "weight_rule": weight_rule,
+            "betas": betas,
+            "eps": eps,
             "connections": False,
+            "updates": 0,
         }
         self._reset()
         super().__init__(params, defaults)
-        if not any(group["connections"] for group in self.param_groups):
-            raise ValueError(
-                "no parameter group holds connections: pass connection_groups(model), not "
-                "model.parameters()"
-            )
 
     def _reset(self) -> None:
         """What is no part of the state: it starts anew in a copy of the optimizer."""
@@ -126,6 +133,7 @@ class SCL(Optimizer):
         self.connections_before: dict[str, int] = {}
         self.observing = False
         self.observations: dict[str, Observation] = {}
+        self.flips: dict[tuple[str, ...], Tensor] = {}
         self._process_group: dist.ProcessGroup | None = None
         self._held: Holdings | None = None
         self._skipping = False
@@ -153,17 +161,12 @@ class SCL(Optimizer):
 
     def _complete(self, group: dict[str, Any]) -> None:
         """What a group of connections must say of each of its tensors, where it was left out."""
+        self._name_connections(group)
         size = len(group["params"])
-        first = sum(len(g["params"]) for g in self.param_groups[:-1])
-        numbers = [f"param{first + i}" for i in range(size)]
-        # Not "param_names": torch wants that in all groups or in none.
-        group.setdefault("names", group.get("param_names", numbers))
         group.setdefault("costs", [1.0] * size)
         group.setdefault("transposed_groups", [0] * size)
         group.setdefault("granularity", ["weight"] * size)
         group.setdefault("n_m", [None] * size)
-        group.setdefault("shapes", [tuple(p.shape) for p in group["params"]])
-        group.setdefault("draws", 0)
         check_alike(group)
         for place, shape in enumerate(group["shapes"]):
             geometry_of(group, place, shape)
@@ -242,7 +245,7 @@ class SCL(Optimizer):
         if grads and not self._skipping:
             for group in self.param_groups:
                 if not group["connections"]:
-                    self._step_dense(group)
+                    step_dense(group, self.state)
         return loss
 
     def _step_connections(self, groups: list[dict[str, Any]]) -> bool:
@@ -266,8 +269,9 @@ class SCL(Optimizer):
         rms, divisors = normalisers(held, sums, layer_sums)
         second_pass(held, grads, settings, divisors, cuts)
         held.bounds = bounds
+        self._add_flips(held)
         for group in groups:
-            group["draws"] += group["mask_dtype"] != "float32"
+            group["updates"] += 1
         if doubtful:
             self.held_layers += keep_layers_alive(held)
         if self.observing:
@@ -329,49 +333,37 @@ class SCL(Optimizer):
         held.count_live()
         return dict(zip(held.names, held.total_counts(), strict=True))
 
-    def mask_hash(self) -> str:
-        """SHA-256 of all masks: equal on all ranks, and in two runs that chose the same network."""
-        return hash_masks(self.masks())
+    def counted_connections(self) -> dict[str, int]:
+        """`live_connections` as the last step counted them, at no cost: state changed by others
+        since then is not seen. Collective where state is sharded.
+        """
+        held = self._hold()
+        return dict(zip(held.names, held.total_counts(), strict=True))
 
-    @property
-    def connection_names(self) -> set[str]:
-        """The names of the tensors whose elements are connections."""
-        return {name for g in self.param_groups if g["connections"] for name in g["names"]}
+    def take_flips(self) -> dict[str, tuple[int, int]]:
+        """(flips, revivals) of each tensor's masks in all updates since this was last asked.
+
+        A mask that changes twice counts twice. Collective where state is sharded.
+        """
+        taken: dict[str, tuple[int, int]] = {}
+        exchange = self._hold().exchange
+        for names, counts in self.flips.items():
+            total = counts.clone()
+            if exchange is not None:
+                dist.all_reduce(total, group=exchange.group)
+            taken |= {n: (f, r) for n, (f, r) in zip(names, total.tolist(), strict=True)}
+            counts.zero_()
+        return taken
+
+    def _add_flips(self, held: Holdings) -> None:
+        counts = held.counts[:, FLIPS:SAFE]
+        so_far = self.flips.get(names := tuple(held.names))
+        self.flips[names] = counts.clone() if so_far is None else so_far.add_(counts)
 
     def _connections(self) -> Iterator[tuple[str, Tensor]]:
         for group in self.param_groups:
             if group["connections"]:
                 yield from zip(group["names"], group["params"], strict=True)
-
-    def _step_dense(self, group: dict[str, Any]) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
-        if not params:
-            return
-        buffers = [self.state[p].get("momentum_buffer") for p in params]
-        sgd(
-            params,
-            [p.grad for p in params],
-            buffers,
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=group["lr"],
-            dampening=0.0,
-            nesterov=group["nesterov"],
-            maximize=False,
-            foreach=params[0].is_cuda,
-        )
-        for p, buffer in zip(params, buffers, strict=True):
-            if buffer is not None:
-                self.state[p]["momentum_buffer"] = buffer
-
-
-def hash_masks(masks: Mapping[str, Tensor]) -> str:
-    """SHA-256 of masks by name, in their order."""
-    digest = hashlib.sha256()
-    for name, mask in masks.items():
-        digest.update(name.encode())
-        digest.update(mask.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _validate(group: dict[str, Any]) -> None:
@@ -382,8 +374,7 @@ def _validate(group: dict[str, Any]) -> None:
     for name in ("momentum", "mask_momentum"):
         if not 0 <= group[name] < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, not {group[name]}")
-    if group["nesterov"] and not group["momentum"]:
-        raise ValueError("nesterov needs a momentum above 0")
+    check_rule(group)
     if not math.isfinite(group["mask_init"]) or group["mask_init"] <= 0:
         raise ValueError(
             f"mask_init must be above 0, so that training starts dense, not {group['mask_init']}"

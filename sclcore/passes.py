@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch.distributed.tensor import DTensor
 from sclcore import update
 from sclcore.guard import Bound, farthest
 from sclcore.holdings import Holdings
-from sclcore.kernels import find_kernel
+from sclcore.kernels import Kernel, find_kernel
+from sclcore.shards import Piece
 from sclcore.update import Cuts, Options
+from sclcore.weights import adamw_of, step_weight
 
 # Below this a feature's gradient is nothing but zeros: it only keeps 0 / 0 from being NaN.
 _EPS = 1e-12
@@ -52,7 +55,8 @@ def options_of(held: Holdings, bounds: Sequence[Bound]) -> list[Options]:
                 price=group["lam"] * group["costs"][place],
                 reach=bounds[piece.index].reach,
                 drag=bounds[piece.index].drag,
-                noise=group["draws"] * 0x2545F491 + piece.index * 0x9E3779B1,
+                noise=group["updates"] * 0x2545F491 + piece.index * 0x9E3779B1,
+                adamw=adamw_of(group),
             )
         )
     return options
@@ -108,7 +112,8 @@ def second_pass(
     counted: dict[int, Tensor] = {}
     for batch in batches:
         divisor = divisors if len(batch) == len(parts) else torch.cat([parts[i] for i in batch])
-        found = kernel.update(*_of(batch, held.pieces, grads, options), divisor)
+        pieces, own, settings = _of(batch, held.pieces, grads, options)
+        found = _fused(kernel, pieces, own, settings, divisor)
         counted |= dict(zip(batch, found, strict=True))
     before = {
         i: update.advance(held.pieces[i], grads[i], options[i], parts[i], cuts[i]) for i in rest
@@ -117,6 +122,25 @@ def second_pass(
     for i, was in before.items():
         counted[i] = update.finish(held.pieces[i], was, options[i], blocks[i])
     held.note(counted, moved=[i for i in grads if options[i].mask_lr])
+
+
+def _fused(
+    kernel: Kernel,
+    pieces: list[Piece],
+    grads: list[Tensor],
+    options: list[Options],
+    divisors: Tensor,
+) -> Tensor:
+    """The second pass of a fused step, which knows SGD only: AdamW moves the weights after it."""
+    if options[0].adamw is None:
+        return kernel.update(pieces, grads, options, divisors)
+    before = [update.live(piece) for piece in pieces]
+    still = [replace(each, lr=0.0, weight_decay=0.0) for each in options]
+    counted = kernel.update(pieces, grads, still, divisors)
+    for piece, grad, was, each in zip(pieces, grads, before, options, strict=True):
+        step_weight(piece, grad, was, each)
+        update.write(piece, update.live(piece))
+    return counted
 
 
 def normalisers(held: Holdings, sums: Tensor, layer_sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,20 @@ class Schedule(BaseModel):
             return _half_cosine(progress / self.freeze_masks_at)
         return 1.0
 
+    def mask_travel(self, progress: float) -> float:
+        """Share of all that masks will move, by the mask learning rate, that is behind, 0 to 1."""
+        if self.masks_are_final(progress):
+            return 1.0
+        learned = progress / self.freeze_masks_at
+        if self.mask_lr == "cosine":
+            return learned + math.sin(math.pi * learned) / math.pi
+        return learned
+
+    def mask_steps(self, total_steps: int) -> float:
+        """Updates at the full mask learning rate that would move masks as far as all updates do."""
+        mean = 0.5 if self.mask_lr == "cosine" else 1.0
+        return self.freeze_masks_at * total_steps * mean
+
     def masks_are_final(self, progress: float) -> bool:
         """Whether the masks no longer change from this progress on."""
         return progress >= self.freeze_masks_at
@@ -95,13 +109,18 @@ class Scheduler:
                     group.setdefault(f"initial_{key}", group[key])
 
     def set_progress(self, progress: float) -> None:
-        """Set lr, λ and the mask learning rate of every group for `progress` ∈ [0, 1]."""
+        """Set lr, λ and the mask learning rate of every group for `progress` ∈ [0, 1].
+
+        A group with a `progress` of its own (`sclcore.baselines`) has its schedule and is told.
+        """
         factors = {
             "lr": self.schedule.lr_factor(progress),
             "lam": self.schedule.lam_factor(progress),
             "mask_lr": self.schedule.mask_lr_factor(progress),
         }
         for group in self.optimizer.param_groups:
+            if "progress" in group:
+                group["progress"] = progress
             for key, factor in factors.items():
                 if key in group:
                     group[key] = group[f"initial_{key}"] * factor

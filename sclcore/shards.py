@@ -44,9 +44,11 @@ class Piece:
     param: Tensor
     weight: Tensor
     mask: Tensor
-    momentum: Tensor | None
     mask_momentum: Tensor
     target: Tensor | None = None
+    momentum: Tensor | None = None
+    exp_avg: Tensor | None = None
+    exp_avg_sq: Tensor | None = None
     _features: Tensor | None = field(default=None, init=False, repr=False)
 
     @property

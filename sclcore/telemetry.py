@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from sclcore.optimizer import SCL, Observation
+from sclcore.connections import LayerBudget
+from sclcore.observe import Observation
+from sclcore.optimizer import SCL
+from sclcore.sparse import SparseOptimizer
 
 # The thresholds of the failure modes; each is a judgement, not a law.
 _NEAR = 0.1
 _UNMOVED_SHARE = 0.999
 _COLLAPSE_WITHIN = 0.02
 _FLICKER_SHARE = 0.01
+
+
+# Of the histogram of m: 40 bins of 0.05 around 0, the outer ones hold all that lies beyond. A bin
+# holds its right edge and not its left one, so that those up to 0 are the dead connections.
+HISTOGRAM_EDGES = tuple(round(-1 + 0.05 * i, 2) for i in range(41))
+_INNER_EDGES = np.array(HISTOGRAM_EDGES[1:-1], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,8 @@ class Snapshot:
     quantiles: tuple[float, float, float]
     """5 %, 50 % and 95 % quantile of the mask variables of all layers."""
     mask_init: float
+    histogram: tuple[int, ...]
+    """How many of the mask variables looked at lie between `HISTOGRAM_EDGES` [40]."""
 
     @property
     def density(self) -> float:
@@ -49,52 +62,128 @@ class Snapshot:
         return series
 
 
-def snapshot(optimizer: SCL, sample: int = 1_000_000) -> Snapshot:
-    """Counts are exact; quantiles come from about `sample` evenly spaced mask variables.
+def snapshot(optimizer: SCL, sample: int = 100_000, *, recount: bool = True) -> Snapshot:
+    """Counts are exact; everything else comes from about `sample` evenly spaced mask variables.
 
-    Collective where state is sharded.
+    Without `recount`, connections are those that the last step counted: nearly free, and right
+    unless somebody changed the state since. Collective where state is sharded.
     """
-    groups = [group for group in optimizer.param_groups if group["connections"]]
-    live = optimizer.live_connections()
-    sizes = {
-        name: math.prod(shape)
-        for group in groups
-        for name, shape in zip(group["names"], group["shapes"], strict=True)
-    }
-    init = groups[0]["mask_init"]
-    values = optimizer.sample_mask_variables(sample)
+    live = optimizer.live_connections() if recount else optimizer.counted_connections()
+    sizes = optimizer.connection_sizes()
+    init = next(g["mask_init"] for g in optimizer.param_groups if g["connections"])
+    values = np.sort(optimizer.sample_mask_variables(sample).numpy())
     if not len(values):
-        return Snapshot(live, sizes, 0.0, (init, init, init), init)
-    low, median, high = (
-        float(values.kthvalue(1 + round(q * (len(values) - 1))).values) for q in (0.05, 0.5, 0.95)
-    )
-    near = float((values.abs() < _NEAR).float().mean())
-    return Snapshot(live, sizes, near, (low, median, high), init)
+        return Snapshot(live, sizes, 0.0, (init, init, init), init, (0,) * 40)
+    low, median, high = (float(values[round(q * (len(values) - 1))]) for q in (0.05, 0.5, 0.95))
+    # Sorted, every count is a difference of two places.
+    first, last = np.searchsorted(values, -_NEAR, "right"), np.searchsorted(values, _NEAR, "left")
+    near = max(0, int(last - first)) / len(values)
+    inner = np.searchsorted(values, _INNER_EDGES, "right")
+    counts = np.diff(inner, prepend=0, append=len(values))
+    return Snapshot(live, sizes, near, (low, median, high), init, tuple(counts.tolist()))
+
+
+def connection_metrics(budgets: Sequence[LayerBudget], live: Mapping[str, int]) -> dict[str, float]:
+    """Connections and MACs, of the network and of each layer in `live`, as flat series.
+
+    `budgets` are those of the dense network (`layer_budgets` without masks), `live` counts the live
+    connections by layer; layers that are not in it keep all of theirs. MACs are those of one
+    sample, as they would be if dead connections cost nothing.
+    """
+    kept = {b.layer: live.get(b.layer, b.connections) for b in budgets}
+    macs = {b.layer: b.macs_dense * kept[b.layer] / b.connections for b in budgets}
+    total, dense = round(sum(macs.values())), sum(b.macs_dense for b in budgets)
+    series = {
+        "connections/live": float(sum(kept.values())),
+        "connections/density": sum(kept.values()) / sum(b.connections for b in budgets),
+        "connections/macs": float(total),
+        "connections/macs_share": total / dense if dense else 1.0,
+    }
+    for b in budgets:
+        if b.layer in live:
+            series[f"density/{b.layer}"] = kept[b.layer] / b.connections
+            series[f"macs/{b.layer}"] = float(round(macs[b.layer]))
+    return series
 
 
 def observation_metrics(observations: Mapping[str, Observation]) -> dict[str, float]:
-    """Flips and imbalance of one observed step (`SCL.observing`), as flat series.
+    """Imbalance of the features in one observed step (`SCL.observing`), as flat series.
 
-    Imbalance is the largest rms of a feature's mask gradient over the median one, within a layer;
-    the worst layer is reported. Without normalisation it is what λ would have to be fair to. Dead
-    features are those that receive no mask gradient at all.
+    Imbalance is the largest rms of a feature's mask gradient over the median one, within a layer,
+    before normalisation and after; `masks/…` has the worst layer. Without normalisation it is what
+    λ would have to be fair to. Dead features are those that receive no mask gradient at all.
     """
     if not observations:
         return {}
+    # One transfer from the device, not some for each layer.
+    all_rms = [o.rms_before for o in observations.values()]
+    all_rms += [o.rms_after for o in observations.values()]
+    values = torch.cat(all_rms).float().cpu().numpy()
+    ends = np.cumsum([len(rms) for rms in all_rms])
+    parts = np.split(values, ends[:-1])
+    before, after = parts[: len(observations)], parts[len(observations) :]
+    imbalance = dict(zip(observations, map(_imbalance, before), strict=True))
     return {
-        "masks/flips": float(sum(o.flips for o in observations.values())),
-        "masks/revivals": float(sum(o.revivals for o in observations.values())),
-        "masks/imbalance_before": max(_imbalance(o.rms_before) for o in observations.values()),
-        "masks/imbalance_after": max(_imbalance(o.rms_after) for o in observations.values()),
-        "masks/dead_features": float(
-            sum(int((o.rms_before == 0).sum()) for o in observations.values())
-        ),
+        "masks/imbalance_before": max(imbalance.values()),
+        "masks/imbalance_after": max(map(_imbalance, after)),
+        "masks/dead_features": float(sum(int((rms == 0).sum()) for rms in before)),
+        **{f"imbalance/{layer}": value for layer, value in imbalance.items()},
     }
 
 
-def _imbalance(rms: Tensor) -> float:
-    alive = rms[rms > 0]
-    return float(alive.max() / alive.median()) if alive.numel() else 1.0
+def revivals(observations: Mapping[str, Observation]) -> float | None:
+    """How many masks came to life in one observed step; None if it was not observed."""
+    return float(sum(o.revivals for o in observations.values())) if observations else None
+
+
+def _imbalance(rms: np.ndarray) -> float:
+    alive = np.sort(rms[rms > 0])
+    return float(alive[-1] / alive[(len(alive) - 1) // 2]) if len(alive) else 1.0
+
+
+class FlipCounter:
+    """Counts masks that change, between one `take` and the next.
+
+    `SCL` counts every change of every update: one that dies and comes back has flipped twice. Of
+    other optimizers, which know no such count, the masks are compared with those of the last time,
+    and at first with a dense network.
+    """
+
+    def __init__(self, optimizer: SparseOptimizer) -> None:
+        self._optimizer = optimizer
+        self._last: dict[str, Tensor] = {}
+
+    def take(self) -> dict[str, float]:
+        """`masks/flips` and, of these, `masks/revivals`: the dead that live again. Collective."""
+        if isinstance(self._optimizer, SCL):
+            pairs = [*self._optimizer.take_flips().values()]
+            flips, revived = (sum(pair[i] for pair in pairs) for i in (0, 1))
+        else:
+            flips = revived = 0
+            for name, mask in self._optimizer.masks().items():
+                before = self._last.get(name)
+                changed = ~mask if before is None else mask != before
+                flips += int(changed.sum())
+                revived += int((changed & mask).sum())
+                self._last[name] = mask.clone()
+        return {"masks/flips": float(flips), "masks/revivals": float(revived)}
+
+    def state(self) -> dict[Any, Tensor]:
+        """What this rank has counted so far: its own memory, not a copy."""
+        return self._optimizer.flips if isinstance(self._optimizer, SCL) else self._last
+
+    def restore(self, state: Mapping[Any, Tensor] | None) -> None:
+        """Go on from `state`, of the same rank among as many; None: begin to count now."""
+        if isinstance(self._optimizer, SCL):
+            self._optimizer.flips = self._on_device(state or {})
+        elif state is None:
+            self._last = self._on_device(self._optimizer.masks())
+        else:
+            self._last = self._on_device(state)
+
+    def _on_device(self, tensors: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+        device = self._optimizer.param_groups[0]["params"][0].device
+        return {key: value.to(device, copy=True) for key, value in tensors.items()}
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from sclcore.shards import Piece
 from sclcore.step import get_proxy, unit_step
+from sclcore.weights import AdamW, step_weight
 
 LIVE, FLIPS, REVIVALS, SAFE = range(4)
 """What `update` counts for each piece."""
@@ -54,6 +55,8 @@ class Options:
     """How far its momentum does, per unit."""
     noise: int
     """Seeds the rounding of mask variables kept in less than float32; another one at each step."""
+    adamw: AdamW | None = None
+    """Moves the weights in place of SGD, whose settings then count for nothing."""
 
 
 def live(piece: Piece, blocks: Mapping[int, Tensor] = NO_CUTS.blocks) -> Tensor:
@@ -177,21 +180,6 @@ def count_safe(piece: Piece, options: Options) -> Tensor:
     dtype = piece.weight.dtype
     lowered = piece.mask_momentum.to(dtype).clamp(min=0).mul_(options.drag)
     return torch.count_nonzero(piece.mask.to(dtype).sub(lowered) > options.reach)
-
-
-def step_weight(piece: Piece, grad: Tensor, before: Tensor, options: Options) -> None:
-    """w by SGD with ∂L/∂w = G ⊙ H(m) and decay of the latent weight, as torch's SGD has it."""
-    step = torch.where(before, grad, 0.0)
-    if options.weight_decay:
-        step.add_(piece.weight, alpha=options.weight_decay)
-    if piece.momentum is not None:
-        piece.momentum.mul_(options.momentum).add_(step)
-        step = (
-            step.add_(piece.momentum, alpha=options.momentum)
-            if options.nesterov
-            else piece.momentum
-        )
-    piece.weight.add_(step, alpha=-options.lr)
 
 
 def step_mask(piece: Piece, gradient: Tensor, options: Options, divisor: Tensor | None) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.commands import Commands, add_command
+from launcher.commands import Commands, add_command, add_group
 
 
 def add(commands: Commands) -> None:
     """Add the command and its four subcommands."""
-    parser = commands.add_parser(
+    actions = add_group(
+        commands,
         "checkpoint",
-        help="list, verify, prune and convert the checkpoints of a run",
-        description="List, verify, prune and convert the checkpoints of a run.",
+        "list, verify, prune and convert the checkpoints of a run",
+        "example:\n  scl checkpoint ls runs/digits_scl",
+        metavar="ACTION",
     )
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
     _add_ls(actions)
     _add_verify(actions)
     _add_prune(actions)
@@ -23,7 +24,13 @@ def add(commands: Commands) -> None:
 
 
 def _add_ls(actions: Commands) -> None:
-    parser = add_command(actions, "ls", _ls, "list the checkpoints of a run, oldest first")
+    parser = add_command(
+        actions,
+        "ls",
+        _ls,
+        "list the checkpoints of a run, oldest first",
+        "example:\n  scl checkpoint ls runs/digits_scl",
+    )
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/digits_scl")
 
 
@@ -33,13 +40,18 @@ def _add_verify(actions: Commands) -> None:
         "verify",
         _verify,
         "read every file and compare its checksum; exit 1 if any differs",
+        "example:\n  scl checkpoint verify runs/digits_scl",
     )
     parser.add_argument("path", type=Path, help="folder of a run, or of one checkpoint")
 
 
 def _add_prune(actions: Commands) -> None:
     parser = add_command(
-        actions, "prune", _prune, "delete what retention does not keep, damaged ones, leftovers"
+        actions,
+        "prune",
+        _prune,
+        "delete what retention does not keep, damaged ones, leftovers",
+        "example:\n  scl checkpoint prune runs/digits_scl --keep 1 --dry-run",
     )
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/digits_scl")
     parser.add_argument(
@@ -56,7 +68,10 @@ def _add_convert(actions: Commands) -> None:
         "write a checkpoint in another form",
         "model: the sparse network as safetensors, for the unmodified model, without the rest.\n"
         "whole: a checkpoint whose optimizer state is one file, to continue from with\n"
-        "       --set checkpoint.resume=OUT; ranks and ZeRO stage are free either way.",
+        "       --set checkpoint.resume=OUT; ranks and ZeRO stage are free either way.\n\n"
+        "examples:\n"
+        "  scl checkpoint convert runs/digits_scl model.safetensors\n"
+        "  scl checkpoint convert runs/digits_scl runs/whole --to whole",
     )
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run for its newest one")
     parser.add_argument("out", type=Path, help="file (model) or folder (whole) to write")

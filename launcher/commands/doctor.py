@@ -17,6 +17,8 @@ _MORE = """\
 Exit code 0: all is sound; 1: something is not, each on a line: file, key of the sample, reason.
 Without --quick every byte is read and every image decoded.
 
+examples:
+  scl doctor runs/data/digits                               are the shards sound?
   scl doctor --cluster --recipe recipes/digits_scl.yaml     could this machine train it?
   sbatch --nodes=4 slurm/doctor.sh                          could the nodes of a job?"""
 
@@ -53,7 +55,12 @@ def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
     )
     nodes.add_argument("--recipe", type=Path, help="what is to be trained there")
     nodes.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY.SUB=VALUE"
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY.SUB=VALUE",
+        help="override one key of the recipe; may be repeated",
     )
     nodes.add_argument(
         "--timeout",

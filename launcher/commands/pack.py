@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.commands import Commands, add_command
+from launcher.commands import Commands, add_command, add_group
 
 if TYPE_CHECKING:
     from data.manifest import Manifest
@@ -17,9 +17,20 @@ if TYPE_CHECKING:
 _MORE = "Killed and run again, it goes on where it was; done, it leaves everything as it is."
 
 
+def _more(source: str, options: str = "") -> str:
+    """What a source's help ends with; `source` is its name and arguments in the example."""
+    command = " ".join(filter(None, ["scl pack", source, "--out runs/data/packed", options]))
+    return f"{_MORE}\n\nexample:\n  {command}"
+
+
 def add(commands: Commands) -> None:
-    pack = commands.add_parser("pack", help="pack images into WebDataset shards with a manifest")
-    sources = pack.add_subparsers(required=True, metavar="SOURCE")
+    sources = add_group(
+        commands,
+        "pack",
+        "pack images into WebDataset shards with a manifest",
+        "example:\n  scl pack digits --out runs/data/digits",
+        metavar="SOURCE",
+    )
     _add_digits(sources)
     _add_imagenet(sources)
     _add_imagefolder(sources)
@@ -30,7 +41,11 @@ def add(commands: Commands) -> None:
 
 def _add_digits(sources: Commands) -> None:
     parser = add_command(
-        sources, "digits", _pack_digits, "pack scikit-learn's 1,797 digits (no download)", _MORE
+        sources,
+        "digits",
+        _pack_digits,
+        "pack scikit-learn's 1,797 digits (no download)",
+        _more("digits"),
     )
     _add_packing_options(parser)
 
@@ -42,7 +57,7 @@ def _add_imagenet(sources: Commands) -> None:
         _pack_imagenet,
         "pack ImageNet (ILSVRC2012) from its tar files, or from folders extracted from them",
         "DIR holds ILSVRC2012_img_train.tar (or train/), ILSVRC2012_img_val.tar (or val/) and\n"
-        f"ILSVRC2012_devkit_t12.tar.gz.\n{_MORE}",
+        f"ILSVRC2012_devkit_t12.tar.gz.\n{_more('imagenet /data/ilsvrc', '--max-side 512')}",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", nargs="?")
     parser.add_argument("--train-tar", type=Path, metavar="FILE", help="instead of that in DIR")
@@ -67,7 +82,7 @@ def _add_imagefolder(sources: Commands) -> None:
         "imagefolder",
         _pack_imagefolder,
         "pack DIR/train/<class>/… and DIR/val/<class>/…, or DIR/<class>/…",
-        _MORE,
+        _more("imagefolder photographs", "--val-fraction 0.1"),
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument(
@@ -83,7 +98,7 @@ def _add_huggingface(sources: Commands) -> None:
         "huggingface",
         _pack_huggingface,
         "pack the parquet files of an image data set of the Hugging Face hub",
-        f"Needs pyarrow: pip install 'scl-train[huggingface]'. {_MORE}",
+        f"Needs pyarrow: pip install 'scl-train[huggingface]'.\n{_more('huggingface downloaded')}",
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--image-column", help="default: the only one that holds images")
@@ -94,7 +109,11 @@ def _add_huggingface(sources: Commands) -> None:
 
 def _add_torchvision(sources: Commands) -> None:
     parser = add_command(
-        sources, "torchvision", _pack_torchvision, "pack a data set of torchvision's by name", _MORE
+        sources,
+        "torchvision",
+        _pack_torchvision,
+        "pack a data set of torchvision's by name",
+        _more("torchvision CIFAR10"),
     )
     parser.add_argument("name", help="CIFAR10, CIFAR100, MNIST, FashionMNIST or Imagenette")
     parser.add_argument(
@@ -113,6 +132,7 @@ def _add_index(sources: Commands) -> None:
         "index",
         _index,
         "count shards written by others (key.jpg + key.cls) and write their manifest",
+        "example:\n  scl pack index shards/train",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="one split: a folder of *.tar")
     parser.add_argument(

@@ -120,6 +120,14 @@ def test_decoding() -> None:
     assert details["differences"]["torchvision, uint8"][1] <= 1
 
 
+def test_telemetry() -> None:
+    result = run("telemetry")
+    [each] = result["details"].values()
+    assert result["ratio"] == pytest.approx(each["ratio"], abs=1e-6)
+    assert each["telemetry_ms"] > 0
+    assert each["ratio"] == pytest.approx(1 + each["telemetry_ms"] / each["step_ms"])
+
+
 def test_two_forms_that_train_differently_are_refused() -> None:
     settings = Settings(lr=0.05, lam=0.3, mask_lr=0.02)
     check_same_training(settings, settings)

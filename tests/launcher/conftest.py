@@ -181,6 +181,16 @@ def run_ranks(
 
 
 @pytest.fixture(scope="session")
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the small recipe on 2 ranks, by `scl train`, with an offline W&B run."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, output = finish(launch(train(recipe, run_dir, "tracking.wandb=offline")))
+    assert code == 0, output
+    (run_dir / "output.txt").write_text(output)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
 def smooth(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small recipe with a small vision transformer.
 

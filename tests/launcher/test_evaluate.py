@@ -50,9 +50,10 @@ def test_scl_eval_repeats_the_result_of_training(
     run_dir = tmp_path / "run"
     for code, output in run_ranks(start, recipe, run_dir, "optim.epochs=2", ranks=2):
         assert code == 0, output
-    code, output = finish(start(scl("eval", run_dir)))
+    code, output = finish(start(scl("eval", run_dir, "--out", tmp_path)))
     assert code == 0, output
-    shown = dict(line.split() for line in output.splitlines() if line.startswith("val/"))
+    results = json.loads((tmp_path / "eval.json").read_text())["results"]
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert float(shown["val/top1"]) == pytest.approx(summary["top1"], abs=1e-6)
-    assert float(shown["val/top5"]) == pytest.approx(summary["top5"], abs=1e-6)
+    assert results["top1"] == pytest.approx(summary["top1"], abs=1e-9)
+    assert results["top5"] == pytest.approx(summary["top5"], abs=1e-9)
+    assert f"({results['correct']:,} of 360)" in output

@@ -16,6 +16,7 @@ from launcher import checkpoint
 from launcher.checkpoint_manifest import read_manifest
 from launcher.checkpoint_tools import to_whole
 from launcher.saved_optimizer import SavedOptimizer
+from tests.faults.published import difference, series
 from tests.launcher.conftest import (
     Start,
     assert_same_to_rounding,
@@ -79,7 +80,7 @@ def assert_same_tree(one: Any, other: Any, where: str) -> None:
 
 
 def assert_identical(run_dir: Path, undisturbed: Path) -> None:
-    """The same model file, and the same everything that a checkpoint holds of the last step."""
+    """The same model file, the same everything in the last checkpoint, the same metrics."""
     model = (run_dir / "model.safetensors").read_bytes()
     assert model == (undisturbed / "model.safetensors").read_bytes()
     assert summary(run_dir)["mask_hash"] == summary(undisturbed)["mask_hash"]
@@ -93,6 +94,11 @@ def assert_identical(run_dir: Path, undisturbed: Path) -> None:
         assert_same_tree(saved, expected, part)
     for key in ("optimizer", "samples", "data"):
         assert ours.meta[key] == theirs.meta[key], key
+    told, expected = (
+        series((run / "metrics.jsonl").read_bytes().splitlines()) for run in (run_dir, undisturbed)
+    )
+    assert any(line.get("masks/flips") for line in expected)
+    assert difference(told, expected) is None
 
 
 # 14 steps an epoch. Step 3: lr and λ still rise. 17: λ rises, in mid-epoch. 42: the end of an
@@ -154,7 +160,9 @@ def test_a_checkpoint_holds_what_it_must(smooth_run: Path) -> None:
     found = checkpoint.find(smooth_run / "checkpoints")
     assert found is not None
     assert found.step == 112 and found.meta["samples"] == 112 * 96
-    assert found.meta["progress"].keys() == {"step", "epochs", "seconds", "results", "wandb_id"}
+    assert found.meta["progress"].keys() == {
+        *("step", "epochs", "seconds", "results", "wandb_id", "steering"),
+    }
     assert found.meta["recipe"]["schedule"]["freeze_masks_at"] == 0.6
     assert found.evaluation is not None and found.evaluation.final
     assert found.evaluation.top1 == summary(smooth_run)["top1"]

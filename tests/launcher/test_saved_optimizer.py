@@ -28,7 +28,7 @@ def _saved(root: Path, *ranks: Pieces) -> SavedOptimizer:
     """What ranks holding these pieces would have saved."""
     parts = {optimizer_part(rank): pieces for rank, pieces in enumerate(ranks) if pieces}
     layout = {part: layout_of(pieces) for part, pieces in parts.items()}
-    meta = {"optimizer": {"draws": [3], "pieces": layout}}
+    meta = {"optimizer": {"updates": [3], "pieces": layout}}
     return SavedOptimizer(save(root, step=1, parts=parts, meta=meta, keep=1))
 
 
@@ -36,7 +36,7 @@ def test_any_stretch_is_read_from_any_cut(tmp_path: Path) -> None:
     first, second = _piece("a", 0, 7), _piece("a", 7, 13) | _piece("b", 0, 2)
     # A rank that holds nothing but padding saves nothing.
     saved = _saved(tmp_path, first, second, {}, _piece("b", 2, 5))
-    assert saved.draws == [3]
+    assert saved.updates == [3]
     for name, whole in WHOLE.items():
         flat = whole.reshape(-1)
         for start in range(len(flat)):

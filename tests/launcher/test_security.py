@@ -14,7 +14,7 @@ import torch
 
 from launcher.cluster import World
 from launcher.errors import UsageError
-from launcher.evaluate import evaluate_run
+from launcher.evaluation.predictions import predict_run
 from launcher.recipe import load_recipe
 from launcher.rendezvous import open_store
 from tests.launcher.conftest import ROOT, Start, finish, free_port, train, wait_until
@@ -56,7 +56,7 @@ def test_a_model_file_that_is_a_pickle_is_refused(recipe: Path, tmp_path: Path) 
     (tmp_path / "recipe.yaml").write_text(recipe.read_text())
     torch.save({"w": _Malicious(f"touch {tmp_path}/pwned")}, tmp_path / "model.safetensors")
     with pytest.raises(Exception, match=r"(?i)header|safetensor"):
-        evaluate_run(tmp_path)
+        predict_run(tmp_path)
     assert not (tmp_path / "pwned").exists()
 
 

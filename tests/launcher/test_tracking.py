@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,11 @@ import torch
 import wandb
 from pydantic import ValidationError
 
-from launcher import tracking
-from launcher.tracking import Tracker, TrackingConfig
+from launcher.results import Run
+from launcher.tracking import Tracker, TrackingConfig, wandb_run
+from launcher.tracking.charts import charts_of
+from launcher.tracking.mode import resolve_mode
+from tests.launcher.wandb_files import history_of, items_of, of_type, records_of
 
 RECIPE = {"model": {"name": "resnet50"}, "optim": {"lr": 0.1, "epochs": 3}}
 FAKE_KEY = "deadbeef" * 5
@@ -167,47 +169,6 @@ def test_full_disk_costs_lines_never_the_run(
 # --- W&B ---------------------------------------------------------------------------------------
 
 
-def _records(run_dir: Path, run_id: str) -> list[list[Any]]:
-    """The records of each offline run of this id, oldest first."""
-    # finish() may return before the file is flushed; the end of the service, as at exit, is after.
-    wandb.teardown()
-    folders = sorted((run_dir / "wandb").glob(f"offline-run-*-{run_id}"))
-    return [_read(folder / f"run-{run_id}.wandb") for folder in folders]
-
-
-def _read(path: Path) -> list[Any]:
-    """Parse a .wandb file: LevelDB's log format behind 7 bytes of its own."""
-    from wandb.proto import wandb_internal_pb2 as pb
-
-    data, position, pending, records = path.read_bytes(), 7, b"", []
-    assert data[:4] == b":W&B"
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:
-            position += 32768 - position % 32768
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        pending += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            record = pb.Record()  # pyright: ignore[reportAttributeAccessIssue]
-            record.ParseFromString(pending)
-            records.append(record)
-            pending = b""
-    return records
-
-
-def _items(items: Any) -> dict[str, Any]:
-    return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
-
-
-def _history(records: list[Any]) -> list[dict[str, Any]]:
-    return [_items(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
-
-
-def _of_type(records: list[Any], kind: str) -> list[Any]:
-    return [getattr(r, kind) for r in records if r.WhichOneof("record_type") == kind]
-
-
 def test_offline_run_holds_series_config_and_axis(tmp_path: Path) -> None:
     tracker = _tracker(tmp_path, "offline")
     for step in (10, 20):
@@ -215,9 +176,9 @@ def test_offline_run_holds_series_config_and_axis(tmp_path: Path) -> None:
     tracker.summary({"top1": 0.75})
     tracker.close()
 
-    (records,) = _records(tmp_path, tracker.wandb_id)
-    run = _of_type(records, "run")[0]
-    config = _items(run.config.update)
+    (records,) = records_of(tmp_path, tracker.wandb_id)
+    run = of_type(records, "run")[0]
+    config = items_of(run.config.update)
     assert {key: config[key] for key in RECIPE} == RECIPE
     assert (run.display_name, run.project, list(run.tags), run.notes) == (
         "trial",
@@ -225,15 +186,15 @@ def test_offline_run_holds_series_config_and_axis(tmp_path: Path) -> None:
         ["t"],
         "why",
     )
-    history = _history(records)
+    history = history_of(records)
     assert [(h["step"], h["epoch"], h["train/loss"]) for h in history] == [
         (10, 0.25, 0.1),
         (20, 0.5, 0.05),
     ]
-    metrics = _of_type(records, "metric")
+    metrics = of_type(records, "metric")
     assert any(m.glob_name == "*" and m.step_metric == "step" for m in metrics)
-    assert any(_items(s.update).get("top1") == 0.75 for s in _of_type(records, "summary"))
-    assert [e.exit_code for e in _of_type(records, "exit")] == [0]
+    assert any(items_of(s.update).get("top1") == 0.75 for s in of_type(records, "summary"))
+    assert [e.exit_code for e in of_type(records, "exit")] == [0]
 
 
 def test_resuming_continues_the_same_wandb_run(tmp_path: Path) -> None:
@@ -247,9 +208,9 @@ def test_resuming_continues_the_same_wandb_run(tmp_path: Path) -> None:
     second.close()
 
     assert second.wandb_id == first.wandb_id
-    before, after = _records(tmp_path, first.wandb_id)
-    assert [h["step"] for h in _history(before) + _history(after)] == [10, 20]
-    assert {_of_type(r, "run")[0].run_id for r in (before, after)} == {first.wandb_id}
+    before, after = records_of(tmp_path, first.wandb_id)
+    assert [h["step"] for h in history_of(before) + history_of(after)] == [10, 20]
+    assert {of_type(r, "run")[0].run_id for r in (before, after)} == {first.wandb_id}
     assert _steps(tmp_path) == [10, 20]
     pattern = second.sync_command
     assert pattern == f"wandb sync {tmp_path}/wandb/offline-run-*-{first.wandb_id}"
@@ -286,13 +247,13 @@ def test_unreachable_server_leaves_an_offline_run(
     monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
     # Port 9 of this machine: refused at once, as behind a firewall.
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(wandb_run, "INIT_TIMEOUT_S", 2.0)
     tracker = _tracker(tmp_path, "online")
     tracker.log({"x": 1.0}, step=1, epoch=0)
     tracker.close()
     assert tracker.wandb_mode == "offline"
-    (records,) = _records(tmp_path, tracker.wandb_id)
-    assert [h["x"] for h in _history(records)] == [1.0]
+    (records,) = records_of(tmp_path, tracker.wandb_id)
+    assert [h["x"] for h in history_of(records)] == [1.0]
     assert _steps(tmp_path) == [1]
     (warning,) = _warnings(caplog)
     assert "cannot start online" in warning and "\n" not in warning
@@ -338,6 +299,85 @@ def test_wandb_failing_in_mid_run_warns_once(
     assert "service died" in warning
 
 
+class _Online:
+    """Stands in for an online run: no server is at hand. Keeps what it is given."""
+
+    url = "https://w.local/run"
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken = broken
+        self.used: list[Any] = []
+        self.kept: list[Any] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def define_metric(self, *_: Any, **__: Any) -> None: ...
+
+    def finish(self, **_: Any) -> None: ...
+
+    def log(self, values: dict[str, Any]) -> None:
+        if self.broken == "charts" and any(key.startswith("charts/") for key in values):
+            raise RuntimeError("no charts today")
+        self.rows.append(values)
+
+    def use_artifact(self, artifact: Any) -> None:
+        if self.broken == "data":
+            raise RuntimeError("no lineage today")
+        self.used.append(artifact)
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.kept.append(artifact)
+
+
+def _finish_online(run_dir: Path, run: _Online, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", FAKE_KEY)
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    tracker = _tracker(run_dir, "online")
+    tracker.log({"val/top1": 0.5, "connections/density": 0.1}, step=5, epoch=1)
+    tracker.charts([])
+    model = run_dir / "model.safetensors"
+    model.write_bytes(b"weights")
+    data = {"dataset": "scikit-learn digits/8x8", "fingerprint": "abc", "samples": 3}
+    tracker.model([model], {"top1": 0.5, "bad": float("nan")}, data)
+    tracker.log({"val/top1": 0.6}, step=6, epoch=2)
+    tracker.close()
+
+
+def test_online_the_run_uses_its_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _Online()
+    _finish_online(tmp_path, run, monkeypatch)
+    [data], [model] = run.used, run.kept
+    assert (data.type, model.type, model.name) == ("dataset", "model", "trial")
+    assert data.name == "scikit-learn-digits-8x8" and data.metadata["fingerprint"] == "abc"
+    assert model.metadata["data"]["fingerprint"] == "abc" and model.metadata["bad"] is None
+    # The same data in another run is the same version.
+    again = _Online()
+    _finish_online(tmp_path / "again", again, monkeypatch)
+    assert again.used[0].digest == data.digest
+
+
+@pytest.mark.parametrize("broken", ["charts", "data"])
+def test_what_comes_on_top_fails_without_the_rest(
+    broken: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = _Online(broken)
+    _finish_online(tmp_path, run, monkeypatch)
+    assert len(run.kept) == 1 and run.rows[-1]["step"] == 6
+    assert len(run.used) == (broken != "data")
+    (warning,) = _warnings(caplog)
+    assert "today" in warning and "going on without it" not in warning
+
+
+def test_a_long_course_is_thinned_out_and_keeps_its_end(tmp_path: Path) -> None:
+    layers = {f"density/layer{i}": 0.5 for i in range(100)}
+    metrics = [{"step": i, "epoch": i, "val/top1": 0.5, **layers} for i in range(1, 301)]
+    [table] = charts_of(Run({}, metrics, []), []).tables
+    assert len(table.rows) == 10_000
+    assert table.rows[-1] == [300, 300, "layer99", 0.5]
+
+
 @pytest.mark.parametrize(
     ("wanted", "environment", "netrc", "mode"),
     [
@@ -369,7 +409,7 @@ def test_mode(
     if netrc:
         (tmp_path / "netrc").write_text(f"machine {netrc}\n login user\n password {FAKE_KEY}\n")
         (tmp_path / "netrc").chmod(0o600)
-    assert tracking._resolve_mode(wanted) == mode
+    assert resolve_mode(wanted) == mode
 
 
 def test_config_refuses_what_it_does_not_know() -> None:

@@ -23,7 +23,6 @@ from tests.launcher.conftest import (
     assert_same_to_rounding,
     finish,
     free_port,
-    launch,
     mask_variables,
     processes_of,
     run_ranks,
@@ -35,16 +34,6 @@ from tests.launcher.conftest import (
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the small recipe on 2 ranks, by `scl train`."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, output = finish(launch(train(recipe, run_dir, "tracking.wandb=offline")))
-    assert code == 0, output
-    (run_dir / "output.txt").write_text(output)
-    return run_dir
 
 
 def assert_identical(run_dir: Path, undisturbed: Path) -> None:
@@ -72,36 +61,6 @@ def test_a_run_leaves_everything_it_promises(undisturbed: Path) -> None:
     output = (undisturbed / "output.txt").read_text()
     assert "top-1" in output and "connections" in output and "MACs" in output
     assert "\x1b" not in output, "control characters where there is no terminal"
-
-
-def test_the_logged_series(undisturbed: Path) -> None:
-    lines = metrics(undisturbed)
-    keys = {key for line in lines for key in line}
-    for key in (
-        "train/loss",
-        "train/top1",
-        "train/grad_norm",
-        "val/top1",
-        "val/top5",
-        "lr",
-        "lam",
-        "mask_lr",
-        "connections/live",
-        "connections/density",
-        "density/classifier.weight",
-        "masks/flips",
-        "masks/imbalance_before",
-        "masks/imbalance_after",
-        "speed/images_per_s",
-        "speed/data_wait",
-    ):
-        assert key in keys, key
-    observed = [line for line in lines if "masks/imbalance_before" in line]
-    assert max(line["masks/imbalance_before"] for line in observed) > 2
-    # Normalised per feature, every feature has the same rms: the paper's remedy, seen at work.
-    assert max(line["masks/imbalance_after"] for line in observed) == pytest.approx(1, abs=1e-3)
-    frozen = [line for line in observed if line["epoch"] > 0.6 * 8 + 0.1]
-    assert frozen == [], "frozen masks are not observed"
 
 
 def test_the_same_seed_gives_the_same_network_by_every_launcher(

@@ -97,7 +97,7 @@ def connections_of(model: nn.Module) -> dict[str, list[tuple[Any, ...]]]:
 
 
 class Textbook:
-    """SCL with SGD, from ∂L/∂w and ∂L/∂m as autograd gives them for explicit w and m."""
+    """SCL with SGD or AdamW, from ∂L/∂w and ∂L/∂m as autograd gives them for explicit w and m."""
 
     def __init__(
         self,
@@ -116,6 +116,9 @@ class Textbook:
         mask_init: float = 1.0,
         granularity: Mapping[str, str] | None = None,
         n_m: Mapping[str, tuple[int, int]] | None = None,
+        weight_rule: str = "sgd",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
     ) -> None:
         self.model = copy.deepcopy(model)
         self.lr, self.lam, self.mask_lr = lr, lam, mask_lr
@@ -139,6 +142,9 @@ class Textbook:
             else:
                 self.dense[name] = leaf
         self.velocity = {n: torch.zeros_like(t) for n, t in {**self.w, **self.dense}.items()}
+        self.adamw = weight_rule == "adamw"
+        self.betas, self.eps, self.time = betas, eps, 0
+        self.squares = {n: torch.zeros_like(t) for n, t in self.velocity.items()}
         self.mask_velocity = {n: torch.zeros_like(t) for n, t in self.m.items()}
 
     def effective(self) -> dict[str, Tensor]:
@@ -173,12 +179,14 @@ class Textbook:
         grad_cost = dict(
             zip(self.m, torch.autograd.grad(total, list(self.m.values())), strict=True)
         )
+        self.time += 1
+        move = self._adamw if self.adamw else self._sgd
         with torch.no_grad():
             for name, w in self.w.items():
-                self._sgd(name, w, grad_w[name], self.weight_decay)
+                move(name, w, grad_w[name], self.weight_decay)
             for name, p in self.dense.items():
                 decay = self.weight_decay if p.ndim > 1 else 0.0
-                self._sgd(name, p, grad_dense[name], decay)
+                move(name, p, grad_dense[name], decay)
             for name, m in self.m.items():
                 direction = self._normalised(name, grad_m[name]) + self.lam * grad_cost[name]
                 velocity = self.mask_momentum * self.mask_velocity[name] + direction
@@ -203,6 +211,17 @@ class Textbook:
         velocity = self.momentum * self.velocity[name] + grad
         self.velocity[name] = velocity
         p.sub_(self.lr * (grad + self.momentum * velocity if self.nesterov else velocity))
+
+    def _adamw(self, name: str, p: Tensor, grad: Tensor, weight_decay: float) -> None:
+        """Algorithm 2 of Loshchilov and Hutter, arXiv 1711.05101; `velocity` is its m."""
+        beta1, beta2 = self.betas
+        mean = beta1 * self.velocity[name] + (1 - beta1) * grad
+        square = beta2 * self.squares[name] + (1 - beta2) * grad * grad
+        self.velocity[name], self.squares[name] = mean, square
+        mean_hat = mean / (1 - beta1**self.time)
+        square_hat = square / (1 - beta2**self.time)
+        step = mean_hat / (square_hat.sqrt() + self.eps) + weight_decay * p
+        p.sub_(self.lr * step)
 
 
 def _rms(values: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ class Case:
 
 
 MOVING = {"lr": 0.05, "lam": 0.1, "mask_lr": 0.02, "mask_momentum": 0.8, "weight_decay": 1e-3}
+ADAMW = {**MOVING, "weight_rule": "adamw", "betas": (0.9, 0.95), "lr": 0.01, "weight_decay": 0.05}
 # λ and steps in units of the mask gradient, which is about 1e-4 here where it is not normalised.
 RAW = {"normalize": "none", "lam": 2e-5, "mask_lr": 2.0, "mask_init": 0.02}
 COARSE = {"conv": "kernel", "depth": "kernel", "up": "kernel", "up2": "kernel", "head": "feature"}
@@ -180,6 +181,9 @@ CASES: dict[str, Case] = {
         lam_from=(10, 0.0),
     ),
     "poison": Case(MOVING, steps=12, poison=(5, 1), fsdp=True),
+    "adamw": Case(ADAMW, resume_at=50, fsdp=True),
+    "adamw-float32": Case({**ADAMW, "eps": 1e-3}, dtype=torch.float32, worlds=(3,), steps=20),
+    "adamw-poison": Case(ADAMW, steps=12, poison=(5, 1), worlds=(2,)),
     # Mask variables far from 0, as they mostly are: nothing to guard.
     "usual": Case({**MOVING, "mask_lr": 1e-3}, steps=20, fsdp=True),
     "narrow": Case({**MOVING, "mask_lr": 1e-3}, steps=5, network=Wide),
@@ -404,7 +408,8 @@ def run(session: Whole) -> dict[str, Any]:
     """Train; what every rank of a run, and a run without ranks, must agree on."""
     case, optimizer = session.case, session.optimizer
     found: dict[str, list[Any]] = {
-        key: [] for key in ("hashes", "live", "held", "messages", "seen", "norms", "before")
+        key: []
+        for key in ("hashes", "live", "held", "messages", "seen", "norms", "before", "flips")
     }
     for index, batch in enumerate(batches(case)):
         optimizer = session.optimizer
@@ -428,6 +433,7 @@ def run(session: Whole) -> dict[str, Any]:
         if optimizer.observing:
             seen = optimizer.observations
             found["seen"].append({n: dict(vars(seen[n])) for n in sorted(seen)})
+            found["flips"].append(optimizer.take_flips())
         if case.resume_at == index:
             session.renew()
     optimizer = session.optimizer
@@ -438,7 +444,7 @@ def run(session: Whole) -> dict[str, Any]:
         "mask_variables": {n: m.detach().clone() for n, m in optimizer.mask_variables().items()},
         "sample": optimizer.sample_mask_variables(100),
         "skipped": optimizer.skipped_steps,
-        "draws": [group.get("draws") for group in optimizer.param_groups],
+        "updates": [group["updates"] for group in optimizer.param_groups],
     }
 
 

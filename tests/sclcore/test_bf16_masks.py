@@ -23,7 +23,7 @@ OPTIONS: dict[str, Any] = {"lr": 0.05, "lam": 0.3, "mask_lr": 0.02, "mask_dtype"
 def _piece(size: int, start: int = 0, *, unit: int = 1, total: int | None = None) -> Piece:
     tensor = Geometry("weight", (1, total or size), unit=unit)
     values = torch.zeros(size)
-    return Piece(tensor, 0, start, values, values, values, None, values)
+    return Piece(tensor, 0, start, values, values, values, values)
 
 
 def _state_bytes(model: nn.Module, optimizer: SCL) -> float:
@@ -151,7 +151,7 @@ def test_training_is_deterministic_and_resumes_exactly(granularity: str) -> None
     resumed_model.load_state_dict(copy.deepcopy(model.state_dict()))
     resumed = SCL(connection_groups(resumed_model, granularity=granularity), lr=9.0, lam=9.0)
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert resumed.param_groups[0]["draws"] == 40
+    assert resumed.param_groups[0]["updates"] == 40
     for batch in mlp_batches(60)[40:]:
         mse_step(model, optimizer, batch)
         mse_step(resumed_model, resumed, batch)
@@ -162,13 +162,13 @@ def test_training_is_deterministic_and_resumes_exactly(granularity: str) -> None
         assert torch.equal(m, resumed.mask_variables()[name])
 
 
-def test_another_count_of_draws_rounds_otherwise() -> None:
+def test_another_count_of_updates_rounds_otherwise() -> None:
     """So the counter is needed: without it a resumed run would repeat its draws."""
     results = []
-    for draws in (0, 1):
+    for updates in (0, 1):
         model = mlp()
         optimizer = SCL(connection_groups(model), **OPTIONS)
-        optimizer.param_groups[0]["draws"] = draws
+        optimizer.param_groups[0]["updates"] = updates
         train(model, optimizer, mlp_batches(3))
         results.append(optimizer.mask_variables()["0.weight"])
     assert not torch.equal(*results)
@@ -182,7 +182,7 @@ def test_a_skipped_step_draws_nothing() -> None:
     assert grad is not None
     grad[0, 0] = math.nan
     optimizer.step()
-    assert optimizer.skipped_steps == 1 and optimizer.param_groups[0]["draws"] == 3
+    assert optimizer.skipped_steps == 1 and optimizer.param_groups[0]["updates"] == 3
 
 
 def test_about_as_many_connections_as_in_float32() -> None:

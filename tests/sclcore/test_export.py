@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-import sclcore.export
+import sclcore.export.plain
 from sclcore import SCL, connection_groups, layer_budgets, weight_uses
 from sclcore.export import ExportError, budgets_csv, save_sparse_model
 from tests.sclcore.nets import Mixed, mixed_batches, mlp, mlp_batches, train
@@ -143,7 +143,7 @@ def test_a_write_that_breaks_off_leaves_nothing(
         Path(path).write_bytes(b"half a head")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sclcore.export, "save_file", full_disk)
+    monkeypatch.setattr(sclcore.export.plain, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_sparse_model(mlp(), tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -152,7 +152,7 @@ def test_a_write_that_breaks_off_leaves_nothing(
 def test_a_file_that_reads_back_differently_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = sclcore.export.save_file
+    write = sclcore.export.plain.save_file
 
     def flip_a_bit(state: object, path: Path, metadata: object = None) -> None:
         write(state, path, metadata=metadata)  # type: ignore[arg-type]
@@ -160,7 +160,7 @@ def test_a_file_that_reads_back_differently_is_an_error(
         data[-1] ^= 1
         Path(path).write_bytes(bytes(data))
 
-    monkeypatch.setattr(sclcore.export, "save_file", flip_a_bit)
+    monkeypatch.setattr(sclcore.export.plain, "save_file", flip_a_bit)
     with pytest.raises(ExportError, match="reads back with other values"):
         save_sparse_model(mlp(), tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []

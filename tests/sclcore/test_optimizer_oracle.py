@@ -26,6 +26,16 @@ _SCALE: dict[str, dict[str, float]] = {
     "none": {"lam": 1e-4, "mask_lr": 0.2, "mask_init": 0.02},
 }
 
+# A bias before batch norm has a gradient of pure rounding, 1e-17: divided by its own root mean
+# square, only eps keeps it that small.
+ADAMW: dict[str, Any] = {
+    "weight_rule": "adamw",
+    "betas": (0.9, 0.95),
+    "eps": 1e-6,
+    "lr": 0.01,
+    "weight_decay": 0.05,
+}
+
 
 def _options(proxy: str, normalize: str, **more: Any) -> dict[str, Any]:
     return {
@@ -122,8 +132,10 @@ def test_agrees_in_float64(proxy: str, normalize: str, cost: str) -> None:
         {"momentum": 0.0, "mask_momentum": 0.0, "weight_decay": 0.0, "mask_lr": 0.1},
         {"mask_init": 0.2},
         {"proxy": "softplus", "normalize": "layer"},
+        ADAMW,
+        {**ADAMW, "normalize": "layer", "betas": (0.8, 0.999), "eps": 1e-5},
     ],
-    ids=["default", "nesterov", "no-momentum", "low-init", "softplus-layer"],
+    ids=["default", "nesterov", "no-momentum", "low-init", "softplus-layer", "adamw", "adamw2"],
 )
 def test_agrees_in_float64_with_attention(more: dict[str, Any]) -> None:
     options = {**_options("identity", "feature"), **more}

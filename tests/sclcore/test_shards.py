@@ -52,7 +52,7 @@ def test_sharded_state_learns_the_same_network(
         assert rank["hashes"] == single["hashes"]
         assert rank["held"] == single["held"], "the same layers are named on all ranks"
         assert rank["skipped"] == single["skipped"]
-        assert rank["draws"] == single["draws"]
+        assert rank["updates"] == single["updates"]
         _close(rank["masks"], single["masks"], 0.0)
         # bfloat16 rounds all that away again, with the same draws whatever rank rounds.
         exact = CASES[name].options.get("mask_dtype") == "bfloat16"
@@ -83,6 +83,16 @@ def test_observations_are_those_of_whole_state(
                     torch.testing.assert_close(
                         seen[layer][key], values[key], rtol=tolerance, atol=tolerance
                     )
+
+
+@pytest.mark.parametrize(("name", "kind", "world"), RUNS)
+def test_flips_over_many_steps_are_those_of_whole_state(
+    name: str, kind: str, world: int, sharded_runs: Runs, whole_run: Single
+) -> None:
+    single = whole_run(name)["flips"]
+    assert single
+    for rank in sharded_runs[name, kind, world]:
+        assert rank["flips"] == single
 
 
 MOVING = [name for name, case in CASES.items() if case.steps == 100 and name != "tiny"]

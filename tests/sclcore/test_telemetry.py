@@ -10,7 +10,17 @@ import torch
 from torch import nn
 
 from sclcore import SCL, Schedule, Scheduler, connection_groups
-from sclcore.telemetry import MaskHealth, observation_metrics, snapshot
+from sclcore.baselines import Magnitude
+from sclcore.connections import layer_budgets, weight_uses
+from sclcore.telemetry import (
+    HISTOGRAM_EDGES,
+    FlipCounter,
+    MaskHealth,
+    connection_metrics,
+    observation_metrics,
+    revivals,
+    snapshot,
+)
 from tests.sclcore.nets import mlp, mlp_batches, train
 
 _STEPS = 200
@@ -18,10 +28,10 @@ _STEPS = 200
 
 def _check(health: MaskHealth, progress: float, optimizer: SCL) -> list[str]:
     """What a training loop does after a step, given an optimizer that is observing."""
-    revivals = observation_metrics(optimizer.observations).get("masks/revivals")
+    came_back = revivals(optimizer.observations)
     optimizer.observations.clear()
     return health.check(
-        progress, snapshot(optimizer), held_layers=optimizer.held_layers, revivals=revivals
+        progress, snapshot(optimizer), held_layers=optimizer.held_layers, revivals=came_back
     )
 
 
@@ -148,18 +158,18 @@ def test_a_late_wave_of_first_deaths_is_no_flicker() -> None:
     optimizer.observing = True
     health, found = MaskHealth(), []
     before = optimizer.masks()
-    revivals = 0
+    came_back = 0
 
     def after(index: int) -> None:
-        nonlocal before, revivals
+        nonlocal before, came_back
         now = optimizer.masks()
-        revivals += sum(int((now[n] & ~before[n]).sum()) for n in now)
+        came_back += sum(int((now[n] & ~before[n]).sum()) for n in now)
         before = now
         found.extend(_check(health, (index + 1) / _STEPS, optimizer))
 
     train(model, optimizer, mlp_batches(_STEPS), after)
     dead = sum(int((~m).sum()) for m in before.values())
-    assert dead > 800 and revivals < dead / 10, "a wave of deaths"
+    assert dead > 800 and came_back < dead / 10, "a wave of deaths"
     assert "flicker" not in _names(found)
 
 
@@ -243,15 +253,16 @@ def test_observation_metrics() -> None:
     layer.weight.grad = torch.tensor([[1.0, -1.0], [4.0, 4.0], [0.0, 0.0]])
     optimizer.step()
     metrics = observation_metrics(optimizer.observations)
-    assert metrics["masks/flips"] == 0
+    assert optimizer.observations["weight"].flips == 0
     assert metrics["masks/dead_features"] == 1
+    assert metrics["imbalance/weight"] == pytest.approx(4)
     # Of the two features that live (1 and 4) torch takes the lower median, 1.
     assert metrics["masks/imbalance_before"] == pytest.approx(4)
     assert metrics["masks/imbalance_after"] == pytest.approx(1)
     optimizer.step()
     # Now the three with gradient above 0 go from 0.2 to −0.6.
-    assert observation_metrics(optimizer.observations)["masks/flips"] == 3
-    assert observation_metrics({}) == {}
+    assert optimizer.observations["weight"].flips == 3
+    assert observation_metrics({}) == {} and revivals({}) is None
 
 
 def test_normalisation_removes_the_imbalance_of_a_real_network() -> None:
@@ -265,3 +276,140 @@ def test_normalisation_removes_the_imbalance_of_a_real_network() -> None:
     assert metrics["masks/imbalance_before"] > 3
     assert metrics["masks/imbalance_after"] == pytest.approx(1, abs=1e-3)
     assert all(math.isfinite(v) for v in metrics.values())
+
+
+# --- what masks do between two lines ----------------------------------------------------------
+
+
+def _brute_force_flips(optimizer: SCL, before: dict[str, torch.Tensor]) -> tuple[int, int]:
+    now = optimizer.masks()
+    changed = {name: now[name] != before[name] for name in now}
+    flips = sum(int(c.sum()) for c in changed.values())
+    return flips, sum(int((c & now[name]).sum()) for name, c in changed.items())
+
+
+@pytest.mark.parametrize("fused", ["0", "1"])
+def test_flips_are_counted_over_all_updates(fused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCL_FUSED", fused)
+    model = mlp()
+    optimizer = SCL(connection_groups(model), lr=0.05, lam=0.05, mask_lr=0.5, mask_momentum=0.0)
+    counter, expected, lines = FlipCounter(optimizer), [0, 0], []
+    before = optimizer.masks()
+
+    def after(index: int) -> None:
+        nonlocal before
+        flips, back = _brute_force_flips(optimizer, before)
+        expected[0], expected[1] = expected[0] + flips, expected[1] + back
+        before = optimizer.masks()
+        if index % 10 == 9:
+            assert counter.take() == {"masks/flips": expected[0], "masks/revivals": expected[1]}
+            lines.append(tuple(expected))
+            expected[:] = [0, 0]
+
+    train(model, optimizer, mlp_batches(40), after)
+    assert len(lines) == 4 and all(flips > back > 0 for flips, back in lines)
+    # More than what differs between the lines: masks went and came back within an interval.
+    assert sum(flips for flips, _ in lines) > 192
+
+
+def test_a_layer_without_a_gradient_does_not_flip_again() -> None:
+    """What an earlier step counted of it must not be counted once more."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    # All die at once: of each layer the best one is kept.
+    optimizer = SCL(connection_groups(model), lr=0.0, lam=3.0, mask_lr=1.0, mask_momentum=0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert {name: flips for name, (flips, _) in optimizer.take_flips().items()} == {
+        "0.weight": 16,
+        "1.weight": 16,
+    }
+    optimizer.param_groups[0]["params"][0].grad = None
+    optimizer.step()
+    assert optimizer.take_flips()["0.weight"] == (0, 0)
+    assert optimizer.take_flips()["1.weight"] == (0, 0), "taken"
+
+
+def test_counting_goes_on_from_a_saved_state() -> None:
+    counters = []
+    for interrupted in (False, True):
+        model = mlp()
+        optimizer = SCL(connection_groups(model), lr=0.05, lam=0.05, mask_lr=0.5)
+        counter = FlipCounter(optimizer)
+        batches = list(mlp_batches(20))
+        train(model, optimizer, batches[:7])
+        if interrupted:
+            kept = {names: counts.clone() for names, counts in counter.state().items()}
+            again = SCL(connection_groups(model), lr=0.05, lam=0.05, mask_lr=0.5)
+            again.load_state_dict(optimizer.state_dict())
+            optimizer, counter = again, FlipCounter(again)
+            counter.restore(kept)
+        train(model, optimizer, batches[7:])
+        counters.append(counter.take())
+    assert counters[0] == counters[1] and counters[0]["masks/flips"] > 0
+
+
+def test_flips_of_a_baseline_are_against_the_line_before() -> None:
+    model = mlp()
+    optimizer = Magnitude(connection_groups(model), lr=0.05, density=0.25)
+    counter = FlipCounter(optimizer)
+    train(model, optimizer, mlp_batches(2))
+    assert counter.take()["masks/flips"] == 192 - sum(optimizer.live_connections().values())
+    kept = dict(counter.state())
+    again = FlipCounter(optimizer)
+    again.restore(kept)
+    for counted in (counter, again):
+        assert counted.take() == {"masks/flips": 0, "masks/revivals": 0}
+    anew = FlipCounter(optimizer)
+    anew.restore(None)
+    assert anew.take()["masks/flips"] == 0
+
+
+def test_the_histogram_has_the_dead_on_its_left() -> None:
+    values = [-3.0, -1.0, -0.96, -0.01, 0.0, 0.01, 0.05, 0.051, 1.0, 7.0]
+    shot = snapshot(_with_masks(values))
+    assert len(shot.histogram) == len(HISTOGRAM_EDGES) - 1 == 40
+    dead = sum(shot.histogram[:20])
+    assert dead == 5 and sum(shot.histogram[20:]) == shot.live["weight"] == 5
+    # Beyond the edges, in the outer bins; a bin holds its right edge.
+    assert shot.histogram[0] == 3 and shot.histogram[-1] == 2
+    assert shot.histogram[19:22] == (2, 2, 1)
+
+
+def test_a_snapshot_without_a_recount_is_that_of_the_last_step() -> None:
+    model = mlp()
+    optimizer = SCL(connection_groups(model), lr=0.05, lam=0.3, mask_lr=0.02)
+    seen = []
+    train(
+        model,
+        optimizer,
+        mlp_batches(60),
+        lambda i: seen.append((snapshot(optimizer), snapshot(optimizer, recount=False))),
+    )
+    assert all(recounted == counted for recounted, counted in seen)
+    assert seen[-1][0].density < 0.5
+
+
+def test_connections_and_macs_are_those_of_the_budgets() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    groups = connection_groups(model, exclude=["2"])
+    optimizer = SCL(groups, lr=0.05, lam=0.5, mask_lr=0.1)
+    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for _ in range(10):
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+    uses = weight_uses(model, torch.empty(1, 1, 8, 8))
+    found = connection_metrics(layer_budgets(model, uses), optimizer.live_connections())
+    budgets = layer_budgets(model, uses, optimizer.masks())
+    assert 0 < budgets[0].live < 36
+    assert found["connections/live"] == sum(b.live for b in budgets)
+    assert found["connections/density"] == sum(b.live for b in budgets) / (36 + 720)
+    assert found["connections/macs"] == sum(b.macs for b in budgets)
+    assert found["connections/macs_share"] == sum(b.macs for b in budgets) / (36 * 36 + 720)
+    assert found["density/0.weight"] == budgets[0].density
+    assert found["macs/0.weight"] == budgets[0].macs
+    # Opted out: it counts for the network, and has no course of its own.
+    assert "density/2.weight" not in found
+    dense = connection_metrics(layer_budgets(model, uses), {})
+    assert dense["connections/density"] == dense["connections/macs_share"] == 1

@@ -1,9 +1,11 @@
-"""Models by name: any of timm's, and one small ConvNet for runs that finish while you watch."""
+"""A recipe's model, built for its data."""
 
 from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
@@ -12,6 +14,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from launcher.errors import UsageError
+from launcher.models.cifar import CifarResNet, CifarVGG, WideResNet
+from launcher.models.small import LeNet5Caffe, LeNet300100, SmallConvNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small_convnet": SmallConvNet,
+    "lenet_300_100": LeNet300100,
+    "lenet5_caffe": LeNet5Caffe,
+    "cifar_resnet20": partial(CifarResNet, depth=20),
+    "cifar_resnet56": partial(CifarResNet, depth=56),
+    "cifar_vgg16_bn": CifarVGG,
+    "cifar_wrn28_10": partial(WideResNet, depth=28, width=10),
+}
+"""What timm does not have, called with num_classes, in_chans and the recipe's kwargs."""
 
 
 class ModelConfig(BaseModel):
@@ -19,35 +34,10 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(description="any timm model, or small_convnet")
+    name: str = Field(description="any timm model, or one of " + ", ".join(MODELS))
     kwargs: dict[str, Any] = Field(
         default_factory=dict, description="passed to the model (drop_path_rate, width …)"
     )
-
-
-class SmallConvNet(nn.Module):
-    """Three 3×3 convolutions with batch norm and one classifier, for images of a few pixels.
-
-    Input [batch, in_chans, height, width], output [batch, num_classes]. `width` is the number of
-    features of the first convolution, doubled in the other two. `norm` is `batch`, or `group` for
-    statistics that do not depend on how the batch is cut over ranks.
-    """
-
-    def __init__(
-        self, num_classes: int = 10, in_chans: int = 1, width: int = 32, norm: str = "batch"
-    ) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            *_block(in_chans, width, norm),
-            *_block(width, 2 * width, norm),
-            nn.MaxPool2d(2),
-            *_block(2 * width, 2 * width, norm),
-            nn.AdaptiveAvgPool2d(2),
-        )
-        self.classifier = nn.Linear(2 * width * 4, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(images).flatten(1))
 
 
 def create_model(config: ModelConfig, *, num_classes: int, in_chans: int) -> nn.Module:
@@ -58,8 +48,8 @@ def create_model(config: ModelConfig, *, num_classes: int, in_chans: int) -> nn.
     arguments = {"num_classes": num_classes, "in_chans": in_chans, **config.kwargs}
     _check_name(config.name)
     try:
-        if config.name == "small_convnet":
-            return SmallConvNet(**arguments)
+        if config.name in MODELS:
+            return MODELS[config.name](**arguments)
         return timm.create_model(config.name, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
@@ -95,19 +85,11 @@ def model_on_meta(
 
 
 def _check_name(name: str) -> None:
-    if name == "small_convnet" or timm.is_model(name.split(".")[0]):
+    if name in MODELS or timm.is_model(name.split(".")[0]):
         return
-    close = difflib.get_close_matches(name, ["small_convnet", *timm.list_models()], n=3)
+    close = difflib.get_close_matches(name, [*MODELS, *timm.list_models()], n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else "; see timm.list_models()"
     raise UsageError(f"model.name: timm knows no model {name!r}{hint}")
-
-
-def _block(inputs: int, outputs: int, norm: str) -> list[nn.Module]:
-    norms = {"batch": nn.BatchNorm2d, "group": lambda n: nn.GroupNorm(8, n)}
-    if norm not in norms:
-        raise ValueError(f"norm must be one of {', '.join(norms)}, not {norm!r}")
-    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    return [convolution, norms[norm](outputs), nn.ReLU(inplace=True)]
 
 
 logging.getLogger("timm").setLevel(logging.WARNING)

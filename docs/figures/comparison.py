@@ -1,0 +1,77 @@
+"""Figure and table of docs/comparison.md, from the runs of its sweep.
+
+    python docs/figures/comparison.py [--runs runs/compare_digits]
+
+Draws docs/figures/comparison.png and writes the table into the document, between its two comments.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launcher.compare import Comparison, Configuration, Stat, compare_runs
+from launcher.compare.figures import accuracy, png
+from launcher.files import atomic_write
+
+_DOCS = Path(__file__).resolve().parents[1]
+_BEGIN, _END = "<!-- table: docs/figures/comparison.py -->", "<!-- end of table -->"
+_KNOBS = ("method.lam", "method.density", "method.s_weight_decay")
+
+
+def table(comparison: Comparison) -> str:
+    """Markdown; densities fall within a method. In bold what is on the front of density."""
+    dense = next(c for c in comparison.configurations if c.method == "dense")
+    front = {comparison.configurations[i].name for i in comparison.front("density")}
+    order = ("dense", "scl", "magnitude", "rigl", "str")
+    finished = [c for c in comparison.configurations if c.finished]
+    finished.sort(key=lambda c: (order.index(c.method), -(c.mean("density") or 0)))
+    rows = [
+        "| method | setting | seeds | top-1 | density | MACs | time against dense |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n".join([*rows, *(_row(c, dense, c.name in front) for c in finished)])
+
+
+def _row(c: Configuration, dense: Configuration, bold: bool) -> str:
+    knobs = [
+        f"{key.removeprefix('method.')} {c.settings[key]}" for key in _KNOBS if key in c.settings
+    ]
+    macs, time = (_share(c, dense, key) for key in ("macs", "train_seconds"))
+    cells = [
+        f"**{c.method}**" if bold else c.method,
+        ", ".join(knobs) or "–",
+        c.seeds,
+        _percent(c.stat("top1"), 2),
+        _percent(c.stat("density"), 2),
+        f"{100 * macs:.1f} %",
+        f"{time:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _share(c: Configuration, dense: Configuration, key: str) -> float:
+    mine, theirs = c.mean(key), dense.mean(key)
+    assert mine is not None and theirs
+    return mine / theirs
+
+
+def _percent(stat: Stat | None, digits: int) -> str:
+    assert stat is not None
+    spread = f" ± {100 * stat.std:.{digits}f}" if stat.std else ""
+    return f"{100 * stat.mean:.{digits}f}{spread} %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/compare_digits"))
+    comparison = compare_runs([parser.parse_args().runs])
+    atomic_write(_DOCS / "figures" / "comparison.png", png(accuracy(comparison)))
+    document = _DOCS / "comparison.md"
+    before, rest = document.read_text().split(_BEGIN)
+    after = rest.split(_END)[1]
+    atomic_write(document, f"{before}{_BEGIN}\n{table(comparison)}\n{_END}{after}")
+
+
+if __name__ == "__main__":
+    main()

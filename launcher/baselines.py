@@ -1,0 +1,126 @@
+"""Methods to compare SCL with, each through the same recipes, engine and telemetry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from launcher.errors import UsageError
+from sclcore import Schedule, connection_groups
+from sclcore.baselines import Magnitude, RigL, SoftThreshold
+from sclcore.sparse import SparseOptimizer
+
+if TYPE_CHECKING:
+    from launcher.methods import OptimConfig
+
+
+class _Baseline(BaseModel):
+    """What the baselines have in common."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    exclude: list[str] = Field(
+        default_factory=list, description="patterns of layers that stay dense, such as conv1"
+    )
+
+    @property
+    def needs_whole_tensors(self) -> bool:
+        return True
+
+    def _build(
+        self,
+        kind: Callable[..., SparseOptimizer],
+        model: nn.Module,
+        optim: OptimConfig,
+        **options: Any,
+    ) -> SparseOptimizer:
+        """The optimizer of this method over the connections of `model`."""
+        try:
+            return kind(
+                connection_groups(model, exclude=self.exclude),
+                lr=optim.lr,
+                momentum=optim.momentum,
+                nesterov=optim.nesterov and optim.momentum > 0,
+                weight_rule=optim.name,
+                betas=optim.betas,
+                eps=optim.eps,
+                weight_decay=optim.weight_decay,
+                **options,
+            )
+        except ValueError as error:
+            raise UsageError(f"method: {error}") from error
+
+
+class MagnitudeMethod(_Baseline):
+    """Gradual magnitude pruning, one threshold for all layers (after arXiv 1710.01878)."""
+
+    name: Literal["magnitude"] = Field(description="remove the smallest weights while training")
+    density: float = Field(gt=0, le=1, description="share of connections that live in the end")
+    begin: float = Field(default=0.0, ge=0, lt=1, description="progress at which pruning begins")
+    end: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="progress at which it ends (schedule.freeze_masks_at is for scl)",
+    )
+    every: int = Field(default=10, ge=1, description="updates between two prunings")
+
+    @model_validator(mode="after")
+    def _begins_before_it_ends(self) -> Self:
+        if self.begin >= self.end:
+            raise ValueError(f"begin must lie below end, which is {self.end}")
+        return self
+
+    def optimizer(self, model: nn.Module, optim: OptimConfig, example: Tensor) -> SparseOptimizer:
+        rule = self.model_dump(include={"density", "begin", "end", "every"})
+        return self._build(Magnitude, model, optim, **rule)
+
+    def masks_are_final(self, schedule: Schedule, step: int, total_steps: int) -> bool:
+        """The last pruning is part of the first update at `end` or later."""
+        return step > 0 and (step - 1) / total_steps >= self.end
+
+
+class RigLMethod(_Baseline):
+    """RigL with the densities of an Erdős–Rényi kernel (arXiv 1911.11134)."""
+
+    name: Literal["rigl"] = Field(description="sparse from the start; drop and grow connections")
+    density: float = Field(gt=0, le=1, description="share of connections that live, at all times")
+    drop_fraction: float = Field(
+        default=0.3, gt=0, le=1, description="share of a layer exchanged at first; falls to 0"
+    )
+    end: float = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="progress from which nothing is exchanged (schedule.freeze_masks_at is for "
+        "scl)",
+    )
+    every: int = Field(default=100, ge=1, description="updates between two exchanges")
+
+    def optimizer(self, model: nn.Module, optim: OptimConfig, example: Tensor) -> SparseOptimizer:
+        rule = self.model_dump(include={"density", "drop_fraction", "end", "every"})
+        # What the recipe's seed has seeded.
+        return self._build(RigL, model, optim, seed=torch.initial_seed(), **rule)
+
+    def masks_are_final(self, schedule: Schedule, step: int, total_steps: int) -> bool:
+        return step / total_steps >= self.end
+
+
+class STRMethod(_Baseline):
+    """Soft threshold reparameterisation, one learned threshold per layer (arXiv 2002.03231)."""
+
+    name: Literal["str"] = Field(description="learn below which size weights are 0")
+    s_init: float = Field(description="initial s of every layer; the threshold is sigmoid(s)")
+    s_weight_decay: float = Field(ge=0, description="L2 decay of s: the larger, the sparser")
+
+    def optimizer(self, model: nn.Module, optim: OptimConfig, example: Tensor) -> SparseOptimizer:
+        rule = self.model_dump(include={"s_init", "s_weight_decay"})
+        return self._build(SoftThreshold, model, optim, **rule)
+
+    def masks_are_final(self, schedule: Schedule, step: int, total_steps: int) -> bool:
+        """Thresholds and weights move, and masks with them, until the last update."""
+        return step >= total_steps

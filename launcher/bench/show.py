@@ -1,0 +1,58 @@
+"""What `scl bench` prints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launcher.results import percent
+
+_NOTHING = (
+    "Dense kernels multiply zeros like other numbers: single connections that are missing make no "
+    "layer faster. What helps is fewer features (scl export --remove-dead), or 2:4 on a GPU."
+)
+
+
+def show(report: dict[str, Any], console: Console | None = None) -> None:
+    """The table, what was not run, what the zeros are worth, and all of it as a line of JSON."""
+    console = console or Console(highlight=False, markup=False)
+    macs = report["macs"]
+    console.print(
+        f"{report['network']['model']}, {percent(report['density'])} of the connections live "
+        f"({macs['live'] / 1e6:,.3g} of {macs['dense'] / 1e6:,.3g} million MACs); "
+        f"{report['machine']}; {report['threads']} threads",
+        soft_wrap=True,
+    )
+    console.print(latency_table(report))
+    for name, why in report["not_run"].items():
+        console.print(f"not run: {name}: {why}", soft_wrap=True)
+    console.print(_NOTHING, soft_wrap=True)
+    console.print(json.dumps(report), soft_wrap=True)
+
+
+def latency_table(report: dict[str, Any]) -> Table:
+    """Milliseconds of each form at each batch size: median (5th–95th percentile) and ratio."""
+    batches = sorted({row["batch"] for row in report["milliseconds"]})
+    table = Table(title="milliseconds per batch (5th–95th percentile)", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for batch in batches:
+        table.add_column(f"batch {batch}", justify="right")
+        table.add_column("÷ first", justify="right")
+    by_form: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in report["milliseconds"]:
+        by_form.setdefault(row["form"], {})[row["batch"]] = row
+    for form, rows in by_form.items():
+        cells = []
+        for batch in batches:
+            row = rows[batch]
+            spread = f"({_ms(row['p5'])}–{_ms(row['p95'])})"
+            cells += [f"{_ms(row['median'])} {spread}", f"{row['ratio']:.2f}"]
+        table.add_row(form, *cells)
+    return table
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

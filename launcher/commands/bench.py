@@ -1,0 +1,48 @@
+"""`scl bench`."""
+
+from __future__ import annotations
+
+import argparse
+
+from launcher.commands import Commands, add_command
+from launcher.commands.export import add_source_options, described
+
+_MORE = """\
+Dense, without its dead features, with batch norm folded, as 2:4 (CUDA only), and in onnxruntime.
+Each round times all of them in turn, so that a machine whose speed drifts treats them alike. The
+last line is JSON.
+
+example:
+  scl bench runs/digits_scl --batch 1,32"""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands, "bench", _bench, "measure how long a model takes on this machine", _MORE
+    )
+    add_source_options(parser, "MODEL")
+    parser.add_argument(
+        "--batch", default="1,32", metavar="N[,N…]", help="batch sizes (default: 1,32)"
+    )
+    parser.add_argument("--threads", type=int, help="threads (default: one per core)")
+    parser.add_argument("--rounds", type=int, default=30, help="timings of each (default: 30)")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="default: cuda where there is one; in float16"
+    )
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from launcher.bench.measure import Asked, bench
+    from launcher.bench.show import show
+    from launcher.errors import UsageError
+    from launcher.export.source import open_source
+    from launcher.terminal import say
+
+    try:
+        batches = tuple(int(text) for text in options.batch.split(","))
+    except ValueError:
+        raise UsageError(f"--batch {options.batch}: should be numbers, such as 1,32") from None
+    asked = Asked(batches, options.threads, options.rounds, options.device)
+    asked.check()
+    show(bench(open_source(options.source, described(options)), asked, say))
+    return 0

@@ -1,0 +1,46 @@
+"""`scl compare`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launcher.commands import Commands, add_command
+
+_MORE = """\
+RUN is the folder of a run, a folder of runs such as that of a sweep, or entity/project or
+entity/project/run_id of W&B. Runs that differ in nothing but their seed are one line: mean ± sample
+standard deviation.
+
+Written to --out: index.html, a page of its own with all tables and figures; accuracy.png,
+curves.png, layers.png; table.csv and table.json.
+
+example:
+  scl compare runs/digits_scl runs/digits_dense --out runs/compare"""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands, "compare", _compare, "compare runs: table, Pareto front, curves, layers", _MORE
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="see below")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), help="default: runs/compare"
+    )
+    parser.add_argument(
+        "--sort",
+        choices=("density", "top1", "macs", "time", "throughput"),
+        default="density",
+        help="order of the lines (default: density)",
+    )
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from launcher.compare import check_out, compare_runs, show, write
+
+    check_out(options.out)
+    comparison = compare_runs(options.runs, options.sort)
+    show(comparison)
+    for path in write(comparison, options.out):
+        print(path)
+    return 0

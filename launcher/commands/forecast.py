@@ -1,0 +1,53 @@
+"""`scl forecast`."""
+
+from __future__ import annotations
+
+import argparse
+
+from launcher.arguments import add_recipe_options
+from launcher.commands import Commands, add_command
+
+_MORE = """\
+Trains for a quarter of the time in which the recipe learns masks, on one rank, and leaves no file.
+How far off it was where that was measured: docs/lambda.md. To end at a density instead of choosing
+λ: --set method.target_density=0.05 in `scl train`.
+
+example:
+  scl forecast --recipe recipes/digits_scl.yaml --lam 0.1 0.2 0.4"""
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands, "forecast", _forecast, "predict the density that each λ would leave", _MORE
+    )
+    add_recipe_options(parser)
+    parser.add_argument(
+        "--lam",
+        type=float,
+        nargs="+",
+        metavar="λ",
+        help="which λ (default: a quarter to four times the recipe's)",
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.25,
+        help="how much of the time in which masks are learned to train for (default: 0.25)",
+    )
+
+
+def _forecast(options: argparse.Namespace) -> int:
+    from launcher.errors import UsageError
+    from launcher.forecast import forecast_recipe
+    from launcher.recipe import load_recipe
+    from launcher.results import percent
+
+    if not 0 < options.share < 1:
+        raise UsageError(f"--share is {options.share}; it must lie between 0 and 1")
+    if options.lam and min(options.lam) < 0:
+        raise UsageError(f"--lam {min(options.lam):g}: λ is 0 or more")
+    recipe = load_recipe(options.recipe, options.overrides)
+    print(f"{'λ':>10}  {'density':>9}  {'MACs':>9}")
+    for row in forecast_recipe(recipe, options.lam, options.share):
+        print(f"{row.lam:>10.4g}  {percent(row.density):>9}  {percent(row.macs):>9}")
+    return 0

@@ -1,0 +1,58 @@
+"""`scl retrain`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launcher.commands import Commands, add_command
+
+
+def add(commands: Commands) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        commands,
+        "retrain",
+        _retrain,
+        "train the structure that a run found anew: its masks fixed, other weights",
+        "Writes an ordinary run folder beside RUN (RUN-initial, RUN-new, RUN-final), whose recipe\n"
+        "says where the structure came from. Run again, the same command continues.\n\n"
+        "example:\n  scl retrain runs/digits_scl --weights initial",
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run, such as runs/digits_scl")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        choices=("initial", "new", "final"),
+        help="those the run began with (made again and verified), of another seed, or its last",
+    )
+    parser.add_argument("--seed", type=int, help="seed of order, augmentation and new weights")
+    parser.add_argument("--ranks", type=int, help="short for --set engine.ranks=N")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY.SUB=VALUE",
+        help="override one key of the recipe; may be repeated",
+    )
+
+
+def _retrain(options: argparse.Namespace) -> int:
+    import yaml
+
+    from launcher.commands.train import start_run
+    from launcher.files import atomic_write
+    from launcher.preflight import open_inputs
+    from launcher.retrain import retrain_recipe
+
+    overrides = list(options.overrides)
+    if options.ranks is not None:
+        overrides.append(f"engine.ranks={options.ranks}")
+    recipe = retrain_recipe(options.run, options.weights, options.seed, overrides)
+    open_inputs(recipe, recipe.engine.ranks)
+    path = recipe.folder / "recipe.yaml"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+    return start_run(path, overrides, None)

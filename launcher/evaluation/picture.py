@@ -1,0 +1,70 @@
+"""The picture of an evaluation: reliability, and the change of each class."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from launcher.style import GREY, INK, PALE, bare, heading, look_of, short
+
+# More bars than this cannot be told apart; the table and the file have all classes.
+_BARS = 24
+
+
+def draw(report: dict[str, Any]) -> bytes:
+    """PNG of a report of `launcher.evaluation.report`."""
+    against = report.get("against")
+    figure = Figure(figsize=(11 if against else 5.6, 5), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 2 if against else 1, squeeze=False)[0]
+    _reliability(panels[0], report)
+    if against:
+        _by_class(panels[1], against)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def _reliability(axes: Axes, report: dict[str, Any]) -> None:
+    """Accuracy against confidence; the size of a dot says how many samples a bin has."""
+    heading(axes, "Reliability: how often a confident answer is right")
+    bare(axes, grid="y")
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    looks = look_of(["scl", "dense"])
+    shown = [(report["run"], report["results"], looks["scl"])]
+    if against := report.get("against"):
+        shown.insert(0, (against["run"], against["results"], looks["dense"]))
+    for name, results, (colour, marker) in shown:
+        bins = results["calibration"]
+        x, y = ([b[key] for b in bins] for key in ("confidence", "accuracy"))
+        ece = 100 * (results["ece"] or 0)
+        label = f"{short(name)}, error {ece:.2f} %"
+        axes.plot(x, y, color=colour, linewidth=1, alpha=0.5, label=label)
+        areas = [max(12.0, 400 * b["samples"] / results["samples"]) for b in bins]
+        axes.scatter(x, y, s=areas, color=colour, marker=marker, alpha=0.7, linewidths=0)
+    axes.set_xlim(0, 1.04)
+    axes.set_ylim(0, 1.04)
+    axes.set_xlabel("confidence", color=GREY)
+    axes.set_ylabel("accuracy", color=GREY)
+    axes.legend(frameon=False, loc="lower right", labelcolor=INK)
+
+
+def _by_class(axes: Axes, against: dict[str, Any]) -> None:
+    rows = against["classes"]
+    if len(rows) > _BARS:
+        rows = rows[: _BARS // 2] + rows[-(_BARS // 2) :]
+    heading(axes, "Change of each class against the dense network, points")
+    bare(axes, grid="x")
+    places = range(len(rows))
+    colours = [INK if row["significant"] else GREY for row in rows]
+    axes.barh(places, [100 * row["change"] for row in rows], color=colours, height=0.7)
+    axes.axvline(0, color=PALE, linewidth=1)
+    axes.set_yticks([*places], [short(row["class"]) for row in rows])
+    axes.invert_yaxis()
+    note = "dark: holds at a false discovery rate of 5 %"
+    left_out = len(against["classes"]) - len(rows)
+    if left_out:
+        note += f"; {left_out:,} classes between are left out"
+    axes.set_xlabel(note, color=GREY)

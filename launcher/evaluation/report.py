@@ -1,0 +1,51 @@
+"""An evaluation from folders to results, and into a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import UsageError
+from launcher.evaluation import measures, picture
+from launcher.evaluation.predictions import predict_run
+from launcher.files import atomic_write
+
+FILES = ("eval.json", "eval.png")
+
+
+def evaluate(
+    run: Path,
+    *,
+    against: Path | None = None,
+    split: str = "val",
+    data: str | None = None,
+    model: Path | None = None,
+) -> dict[str, Any]:
+    """Everything that is measured of the run's model, as plain values; raises as `predict_run`."""
+    own = predict_run(run, split=split, data=data, model=model)
+    report: dict[str, Any] = {
+        "run": own.run,
+        "model": str(model or run / "model.safetensors"),
+        "data": own.source,
+        "results": measures.measure(own),
+    }
+    if against is not None:
+        dense = predict_run(against, split=split, data=data)
+        report["against"] = measures.compare(own, dense)
+    return report
+
+
+def check_room(out: Path) -> None:
+    """Raise UsageError where an earlier evaluation would be overwritten."""
+    if there := [name for name in FILES if (out / name).exists()]:
+        raise UsageError(f"{out} holds {' and '.join(there)} already: choose another --out")
+
+
+def write(report: dict[str, Any], out: Path) -> list[Path]:
+    """Write `eval.json` and `eval.png` into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    content = (json.dumps(report, indent=1, ensure_ascii=False) + "\n", picture.draw(report))
+    for name, values in zip(FILES, content, strict=True):
+        atomic_write(out / name, values)
+    return [out / name for name in FILES]

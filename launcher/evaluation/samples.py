@@ -1,0 +1,131 @@
+"""The samples that a run is evaluated on: a split of shards, or a folder of class folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+
+from data.images import CorruptImage
+from data.manifest import MANIFEST_NAME, ImageStats
+from data.pipeline import DataConfig, eval_stream, open_split
+from data.transforms import eval_transform
+from launcher.errors import UsageError
+from launcher.recipe import Recipe
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a run was trained on: its classes, in order of label, and its images' statistics."""
+
+    classes: list[str]
+    names: list[str]
+    image: ImageStats
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Batches of image (uint8 [B, C, H, W]), label, id, corrupt and valid, over `count` samples."""
+
+    source: str
+    count: int
+    batches: Iterator[Batch]
+
+
+def known_of(run: Path, recipe: Recipe) -> Known:
+    """What `run` noted at its start; of a run from before that was noted, what its shards say."""
+    path = run / "origin.json"
+    if path.is_file():
+        data = json.loads(path.read_text())["data"]
+        image = ImageStats.model_validate(data["image"])
+        return Known(data["classes"], data["class_names"], image)
+    manifest = open_split(recipe.data, "train").manifest
+    return Known(manifest.classes, manifest.names, manifest.image)
+
+
+def open_samples(config: DataConfig, known: Known, split: str) -> Samples:
+    """Split `split` of config.path, or its class folders if these are no shards.
+
+    A sample that cannot be decoded is marked as corrupt. Raises UsageError or DataError where there
+    is nothing, or where classes are not those of the run.
+    """
+    root = Path(str(config.path)) / split
+    if _is_elsewhere(config.path) or (root / MANIFEST_NAME).is_file():
+        return _of_shards(config, known, split)
+    folder = root if root.is_dir() else Path(str(config.path))
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no {root}, nor a folder {config.path} of class folders: name the folder "
+            f"that `scl pack` wrote, or one that holds a folder of images for each class"
+        )
+    return _of_folder(folder, config, known)
+
+
+def _is_elsewhere(path: str | Path) -> bool:
+    return "://" in str(path) or str(path).startswith("pipe:")
+
+
+def _of_shards(config: DataConfig, known: Known, split: str) -> Samples:
+    dataset = open_split(config, split)
+    if dataset.manifest.classes != known.classes:
+        raise UsageError(
+            f"{config.path}/{split} has other classes ({len(dataset.manifest.classes)}) than the "
+            f"run was trained on ({len(known.classes)}), or in another order"
+        )
+    return Samples(f"{config.path}/{split}", len(dataset), eval_stream(dataset, config))
+
+
+def _of_folder(folder: Path, config: DataConfig, known: Known) -> Samples:
+    dataset = _FolderDataset(folder, config, known)
+    loader = DataLoader(dataset, config.eval_batch_size, num_workers=config.workers)
+    return Samples(str(folder), len(dataset), iter(loader))
+
+
+class _FolderDataset(Dataset[dict[str, Any]]):
+    """`folder/CLASS/image` with the images as evaluation sees those of shards."""
+
+    def __init__(self, folder: Path, config: DataConfig, known: Known) -> None:
+        try:
+            self._images = ImageFolder(str(folder))
+        except FileNotFoundError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{folder} is no folder of class folders: {reason}") from error
+        labels = {name: label for label, name in enumerate(known.names)}
+        labels |= {name: label for label, name in enumerate(known.classes)}
+        foreign = [name for name in self._images.classes if name not in labels]
+        if foreign:
+            raise UsageError(
+                f"{folder}/{foreign[0]} is none of the run's {len(labels)} classes (such as "
+                f"{known.classes[0]}): name class folders as the training data does"
+            )
+        self._labels = [labels[name] for name in self._images.classes]
+        self._transform = eval_transform(config, known.image)
+        self._shape = (config.image_size, config.image_size, known.image.channels)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, folder = self._images.samples[index]
+        image = torch.zeros(self._shape, dtype=torch.uint8)
+        corrupt = 0
+        try:
+            self._transform(memoryview(Path(path).read_bytes()), 0, image)
+        except CorruptImage:
+            corrupt = 1
+        return {
+            "image": image.permute(2, 0, 1),
+            "label": self._labels[folder],
+            "id": index,
+            "corrupt": corrupt,
+            "valid": True,
+        }

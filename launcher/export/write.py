@@ -1,0 +1,227 @@
+"""One export, from what was asked for to the folder that holds all of it or does not exist."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.pipeline import ShardDataset
+from launcher.card import write_card
+from launcher.disk_space import shortage
+from launcher.errors import RunError, UsageError
+from launcher.export.formats import FORMATS, Job, Options, Written
+from launcher.export.source import Described, Source, open_source
+from launcher.files import fsync_dir, remove_leftovers, temporary_beside
+from launcher.results import ReportError
+from sclcore.export import ExportError
+from sclcore.export.folding import fold_batch_norm
+from sclcore.export.graphs import same_outputs
+from sclcore.export.removal import remove_dead_features
+
+REPORT = "export.json"
+GRAPHS = ("onnx", "torch")
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("scl-train", "torch", "timm", "safetensors", *_ONNX)
+
+
+def export(
+    options: Options, said: Described | None = None, say: Callable[[str], object] = lambda _: None
+) -> dict[str, Any]:
+    """Write the folder `options.out` and return what its export.json says.
+
+    All is written and checked in a hidden folder beside `out`, which then gets its name: whatever
+    fails, and wherever it is killed, there is no half of an export. `say` hears of each step.
+
+    Raises UsageError before anything is written, RunError where a format does not hold what it
+    should; CheckpointError from a checkpoint.
+    """
+    check_options(options)
+    source = open_source(options.source, said)
+    _check_live(source)
+    out = options.out
+    _make_room(source, out)
+    staging = temporary_beside(out)
+    staging.mkdir()
+    try:
+        report = _write(options, source, staging, say)
+        for path in staging.iterdir():
+            _fsync(path)
+        fsync_dir(staging)
+        staging.rename(out)
+    except ExportError as error:
+        raise RunError(f"{error}; nothing was written to {out}") from error
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    fsync_dir(out.parent)
+    return report
+
+
+def check_options(options: Options) -> None:
+    """Raises UsageError where the options contradict each other or ask for what is not there."""
+    for name in options.formats:
+        if name not in FORMATS:
+            close = difflib.get_close_matches(name, FORMATS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(FORMATS)}"
+            raise UsageError(f"--format: there is no format {name!r}; {hint}")
+    if "onnx" in options.formats:
+        missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UsageError(
+                f"--format onnx needs {', '.join(missing)}: pip install 'scl-train[onnx]'"
+            )
+    for option, given, needed in (
+        ("--remove-dead", options.remove_dead, GRAPHS),
+        ("--fold-bn", options.fold_bn, GRAPHS),
+        (f"--values {options.values}", options.values != "float32", ("compact",)),
+        ("--convert-2to4", options.convert, ("2:4",)),
+    ):
+        if given and not set(needed) & set(options.formats):
+            raise UsageError(
+                f"{option} changes {' and '.join(needed)} alone (the others hold the tensors that "
+                f"the unmodified model loads): add --format {needed[0]}"
+            )
+    out = options.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} exists: choose another folder, or remove it first")
+
+
+def _check_live(source: Source) -> None:
+    """UsageError where the model of a finished run has other connections than its table says."""
+    for name, parameter in source.model.named_parameters():
+        live = (source.live or {}).get(name)
+        found = int(torch.count_nonzero(parameter))
+        if live is not None and found > live:
+            raise UsageError(
+                f"{source.file} is not the model of {source.run}: {name} has {found:,} weights, "
+                f"and layers.csv says {live:,}"
+            )
+
+
+def _make_room(source: Source, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Of exports that were killed.
+        remove_leftovers(out.parent)
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be made: {error}") from error
+    size = sum(v.numel() * v.element_size() for v in source.model.state_dict().values())
+    if lack := shortage(out.parent, size):
+        raise UsageError(f"--out {out}: {lack}; choose another place")
+
+
+def _write(
+    options: Options, source: Source, folder: Path, say: Callable[[str], object]
+) -> dict[str, Any]:
+    job = Job(options, source, source.model)
+    changes = _changed(job, say)
+    written: dict[str, Written] = {}
+    for name in options.formats:
+        say(f"writing {name}")
+        written[name] = FORMATS[name](job, folder)
+    report = _report(job, folder, written, changes)
+    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _add_card(source, folder, report, say)
+    return report
+
+
+def _changed(job: Job, say: Callable[[str], object]) -> dict[str, Any]:
+    """Remove dead features and fold batch norm in `job.graph`, as asked; what was done."""
+    options, example = job.options, job.example[:1]
+    changes: dict[str, Any] = {}
+    if options.remove_dead:
+        say("removing dead features")
+        job.graph, removal = remove_dead_features(job.graph, example)
+        changes["removed"] = removal.as_dict()
+    if options.fold_bn:
+        say("folding batch norm")
+        job.graph, changes["folded"], changes["not_folded"] = fold_batch_norm(job.graph, example)
+    if changes:
+        changes["difference"] = same_outputs(
+            job.source.model, job.graph, job.example, "the changed model"
+        )
+    return changes
+
+
+def _report(
+    job: Job, folder: Path, written: dict[str, Written], changes: dict[str, Any]
+) -> dict[str, Any]:
+    source = job.source
+    budgets = job.budgets()
+    total, live = (sum(getattr(b, key) for b in budgets) for key in ("connections", "live"))
+    files = {}
+    for name, file in written.items():
+        size = (folder / file.file).stat().st_size
+        files[name] = {"bytes": size, **{k: v for k, v in asdict(file).items() if v != {}}}
+    return {
+        "scl_export": 1,
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "source": {
+            "file": str(source.file),
+            "run": str(source.run) if source.run else None,
+            "step": source.step,
+            "finished": source.finished,
+        },
+        "network": source.network.as_dict() | _normalisation(source, job.options.data),
+        "connections": total,
+        "live": live,
+        "density": live / total if total else 1.0,
+        "macs_dense": sum(b.macs_dense for b in budgets),
+        "macs": sum(b.macs for b in budgets),
+        "parameters": sum(p.numel() for p in source.model.parameters()),
+        "files": files,
+        "changes": changes,
+        "sizes": job.sizes,
+        "accuracy": job.accuracy,
+        "2:4": job.patterns,
+        "versions": _versions(),
+    }
+
+
+def _normalisation(source: Source, data: str | None) -> dict[str, Any]:
+    """What images are normalised by, where the shards are at hand to say it."""
+    found = source.validation_set(data)
+    if found is None:
+        return {}
+    dataset: ShardDataset = found[0]
+    stats = dataset.manifest.image
+    return {"mean": stats.mean, "std": stats.std, "classes": dataset.manifest.names}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _add_card(
+    source: Source, folder: Path, report: dict[str, Any], say: Callable[[str], object]
+) -> None:
+    if source.run is None:
+        return
+    try:
+        write_card(source.run, folder, report)
+    except (UsageError, ReportError) as error:
+        # The recipe of a run by another version: the model is no worse for it.
+        say(f"no model card: {error}")
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,198 @@
+"""A W&B run that falls back from online to offline to nothing, with a warning each time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.tracking.charts import Charts
+from launcher.tracking.config import TrackingConfig
+from launcher.tracking.mode import Mode, resolve_mode
+from launcher.tracking.series import SERIES
+from launcher.tracking.values import Histogram
+
+_log = logging.getLogger("scl.tracking")
+
+# How long an unreachable W&B server may hold up the start and the end of a run.
+INIT_TIMEOUT_S = 60.0
+FINISH_TIMEOUT_S = 120.0
+
+_WORDS: dict[Mode, str] = {"offline": "offline", "off": "with metrics.jsonl alone"}
+
+
+class WandbRun:
+    """`mode` and `url` are those after all fallbacks. Nothing here raises."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrackingConfig,
+        run_name: str,
+        recipe: dict[str, Any],
+        run_id: str,
+    ) -> None:
+        self._run: Any = None
+        self.mode: Mode = resolve_mode(config.wandb)
+        self.url: str | None = None
+        if self.mode == "online":
+            self._start(run_dir, config, run_name, recipe, run_id, fallback="offline")
+        if self.mode == "offline":
+            self._start(run_dir, config, run_name, recipe, run_id, fallback="off")
+
+    def _start(
+        self,
+        run_dir: Path,
+        config: TrackingConfig,
+        run_name: str,
+        recipe: dict[str, Any],
+        run_id: str,
+        *,
+        fallback: Mode,
+    ) -> None:
+        wandb: Any = None
+        try:
+            # What is to be uploaded later belongs to the run, not to the home of who started it.
+            os.environ.setdefault("WANDB_DATA_DIR", str(run_dir.resolve() / "wandb"))
+            # Here because it takes a second, and because where it does not work, training does.
+            import wandb
+
+            self._run = wandb.init(
+                mode=self.mode,  # pyright: ignore[reportArgumentType]
+                id=run_id,
+                resume="allow",
+                dir=run_dir,
+                name=run_name,
+                config=recipe,
+                project=config.project,
+                group=config.group,
+                tags=config.tags,
+                notes=config.notes,
+                settings=wandb.Settings(
+                    console="off",
+                    silent=True,
+                    init_timeout=INIT_TIMEOUT_S,
+                    finish_timeout=FINISH_TIMEOUT_S,
+                ),
+            )
+            _define_axes(self._run)
+            self.url = self._run.url if self.mode == "online" else None
+        except Exception as error:
+            _log.warning(
+                "W&B cannot start %s (%s); going on %s",
+                self.mode,
+                _one_line(error),
+                _WORDS[fallback],
+            )
+            self._run, self.mode = None, fallback
+            if wandb is not None:
+                # Its background service goes on holding the id of a run that failed to start.
+                _quietly(wandb.teardown)
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        self._guard("log", lambda run: run.log({k: _value(v) for k, v in values.items()}))
+
+    def summary(self, values: dict[str, Any]) -> None:
+        self._guard("store the summary", lambda run: run.summary.update(values))
+
+    def charts(self, charts: Charts, position: Mapping[str, float]) -> None:
+        """Tables, the scatter of accuracy over density, pictures; as of `position`."""
+
+        def log(run: Any) -> None:
+            import wandb
+
+            logged: dict[str, Any] = {name: wandb.Image(str(p)) for name, p in charts.images}
+            for name, columns, rows in charts.tables:
+                logged[name] = wandb.Table(columns=[*columns], data=rows)
+            for (name, columns, rows), x, y, title in charts.scatters:
+                table = wandb.Table(columns=[*columns], data=rows)
+                logged[name] = wandb.plot.scatter(table, x, y, title=title)
+            run.log({**position, **logged})
+
+        self._try("draw its charts", log)
+
+    def model(
+        self, name: str, files: Sequence[Path], metadata: dict[str, Any], data: Mapping[str, Any]
+    ) -> None:
+        """The sparse model and its report as an artifact, made from the data set `data`.
+
+        Lineage from a data set is known to W&B's server alone; offline, `metadata` has to do.
+        """
+
+        def log(run: Any) -> None:
+            import wandb
+
+            if self.mode == "online":
+                self._try("note the data set", lambda run: run.use_artifact(_data_set(data)))
+            artifact = wandb.Artifact(name, type="model", metadata={**metadata, "data": dict(data)})
+            for path in files:
+                # Not copied into a cache of W&B's: it stays in the run's folder, and as it is.
+                artifact.add_file(str(path.resolve()), policy="immutable", skip_cache=True)
+            run.log_artifact(artifact)
+
+        self._try("keep the model", log)
+
+    def close(self, exit_code: int) -> None:
+        self._guard("finish", lambda run: run.finish(exit_code=exit_code))
+        self._run = None
+
+    def _guard(self, what: str, call: Callable[[Any], Any]) -> None:
+        """What the record is not whole without: a failure ends it."""
+        if not self._attempt(call, f"W&B cannot {what} (%s); going on without it"):
+            self._run = None
+
+    def _try(self, what: str, call: Callable[[Any], Any]) -> None:
+        """What comes on top of the record."""
+        self._attempt(call, f"W&B cannot {what} (%s)")
+
+    def _attempt(self, call: Callable[[Any], Any], warning: str) -> bool:
+        try:
+            if self._run is not None:
+                call(self._run)
+            return True
+        except Exception as error:
+            _log.warning(warning, _one_line(error))
+            return False
+
+
+def _define_axes(run: Any) -> None:
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    for series in SERIES:
+        if series.best is not None:
+            run.define_metric(series.name, step_metric="step", summary=f"{series.best},last")
+
+
+def _value(value: Any) -> Any:
+    if not isinstance(value, Histogram):
+        return value
+    import wandb
+
+    return wandb.Histogram(np_histogram=(np.array(value.counts), np.array(value.edges)))
+
+
+def _data_set(data: Mapping[str, Any]) -> Any:
+    """A few bytes that stand for a set of shards: the same set is the same version."""
+    import wandb
+
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in str(data["dataset"]))
+    artifact = wandb.Artifact(name, type="dataset", metadata=dict(data))
+    with artifact.new_file("data.json") as file:
+        json.dump(dict(data), file, indent=2)
+    return artifact
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _quietly(call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except Exception as error:
+        _log.debug("ignored: %s", error)

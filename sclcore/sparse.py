@@ -1,0 +1,94 @@
+"""What every optimizer that owns masks can say of them, whatever rule moves them.
+
+`SCL` learns its masks, the optimizers of `sclcore.baselines` prune by other rules. For all of them
+the module's parameter is the effective weight, zeros included, `p.grad` is ∂L/∂v of all
+connections, dead ones too, and everything latent is optimizer state. A training loop that asks
+only what is said here works with any of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class SparseOptimizer(Optimizer):
+    """An optimizer that decides which connections live.
+
+    Groups with `connections: True` (made by `connection_groups`) have masks, the others are dense.
+
+    A step whose gradient is not finite changes nothing and is counted in `skipped_steps`. After
+    each step `grad_norm` holds the 2-norm of the gradient over all parameters, and `held_layers`
+    the names of the layers that were kept from dying in that step.
+    """
+
+    skipped_steps: int
+    grad_norm: float
+    held_layers: list[str]
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        if not any(group["connections"] for group in self.param_groups):
+            raise ValueError(
+                "no parameter group holds connections: pass connection_groups(model), not "
+                "model.parameters()"
+            )
+
+    def masks(self) -> dict[str, Tensor]:
+        """Which connections are live: parameter name → bool tensor of the parameter's shape.
+
+        Collective where state is sharded, and whole on every rank all the same.
+        """
+        raise NotImplementedError
+
+    def write_weights(self) -> None:
+        """Set every connection's parameter to its effective weight, after state was loaded.
+
+        Collective where state is sharded.
+        """
+        raise NotImplementedError
+
+    def live_connections(self) -> dict[str, int]:
+        """How many connections of each tensor are live. Collective where state is sharded."""
+        return {name: int(mask.sum()) for name, mask in self.masks().items()}
+
+    def connection_sizes(self) -> dict[str, int]:
+        """How many connections each tensor has, live and dead; in the order of `masks`."""
+        return {
+            name: math.prod(shape)
+            for group in self.param_groups
+            if group["connections"]
+            for name, shape in zip(group["names"], group["shapes"], strict=True)
+        }
+
+    @property
+    def connection_names(self) -> set[str]:
+        """The names of the tensors whose elements are connections."""
+        return set(self.connection_sizes())
+
+    def mask_hash(self) -> str:
+        """SHA-256 of all masks: equal on all ranks, and in two runs that chose the same network."""
+        return hash_masks(self.masks())
+
+    def _name_connections(self, group: dict[str, Any]) -> None:
+        """Give a group of connections names and shapes, where they were left out."""
+        size = len(group["params"])
+        first = sum(len(g["params"]) for g in self.param_groups if g is not group)
+        numbers = [f"param{first + i}" for i in range(size)]
+        # Not "param_names": torch wants that in all groups or in none.
+        group.setdefault("names", group.get("param_names", numbers))
+        group.setdefault("shapes", [tuple(p.shape) for p in group["params"]])
+
+
+def hash_masks(masks: Mapping[str, Tensor]) -> str:
+    """SHA-256 of masks by name, in their order."""
+    digest = hashlib.sha256()
+    for name, mask in masks.items():
+        digest.update(name.encode())
+        digest.update(mask.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,148 @@
+"""How weights move, given their gradient: SGD with momentum, or AdamW; latent and dense ones alike.
+
+Of latent weights the gradient is ∂L/∂w = G ⊙ H(m), with H(m) as it was when the step began. The
+arithmetic is torch's own (`torch.optim.SGD`; `torch.optim.AdamW`, fused: Loshchilov and Hutter,
+arXiv 1711.05101), so that a network without masks is trained bit for bit as torch trains it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from sclcore.shards import Piece
+
+if TYPE_CHECKING:
+    from sclcore.update import Options
+
+WEIGHT_RULES = ("sgd", "adamw")
+BUFFERS = {"momentum": "momentum_buffer", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+"""Field of `Piece` → key in the state, of the tensor's shape. A group counts its updates."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """The settings of AdamW at this step; `updates` are those before it."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    updates: int
+
+
+def adamw_of(group: Mapping[str, Any]) -> AdamW | None:
+    """AdamW's settings of a parameter group that is moved by it."""
+    if group["weight_rule"] != "adamw":
+        return None
+    beta1, beta2 = group["betas"]
+    return AdamW(beta1, beta2, group["eps"], group["updates"])
+
+
+def buffers_of(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """The state that the group's rule keeps of each weight."""
+    if group["weight_rule"] == "adamw":
+        return ("exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if group["momentum"] else ()
+
+
+def check_rule(group: Mapping[str, Any]) -> None:
+    """ValueError with one sentence where an option of the rule is out of its range."""
+    if group["weight_rule"] not in WEIGHT_RULES:
+        known = ", ".join(WEIGHT_RULES)
+        raise ValueError(f"unknown weight_rule {group['weight_rule']!r}: choose one of {known}")
+    betas = tuple(group["betas"])
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be two numbers of at least 0 and below 1, not {betas}")
+    if not 0 < group["eps"] < float("inf"):
+        raise ValueError(f"eps must be above 0 and finite, not {group['eps']}")
+    if group["nesterov"] and not group["momentum"] and group["weight_rule"] == "sgd":
+        raise ValueError("nesterov needs a momentum above 0")
+
+
+def step_weight(piece: Piece, grad: Tensor, before: Tensor, options: Options) -> None:
+    """Move w by ∂L/∂w = G ⊙ H(m) and the decay of the latent weight; `before` is H(m) [length]."""
+    step = torch.where(before, grad, 0.0)
+    rule = options.adamw
+    if rule is not None:
+        assert piece.exp_avg is not None and piece.exp_avg_sq is not None
+        state = ([piece.exp_avg], [piece.exp_avg_sq])
+        _adamw([piece.weight], [step], *state, rule, options.lr, options.weight_decay)
+        return
+    if options.weight_decay:
+        step.add_(piece.weight, alpha=options.weight_decay)
+    if piece.momentum is not None:
+        piece.momentum.mul_(options.momentum).add_(step)
+        step = (
+            step.add_(piece.momentum, alpha=options.momentum)
+            if options.nesterov
+            else piece.momentum
+        )
+    piece.weight.add_(step, alpha=-options.lr)
+
+
+def step_dense(group: dict[str, Any], state: MutableMapping[Any, dict[str, Any]]) -> None:
+    """Move the parameters of a group without connections."""
+    params = [p for p in group["params"] if p.grad is not None]
+    grads = [p.grad for p in params]
+    if not params:
+        return
+    rule = adamw_of(group)
+    group["updates"] += 1
+    if rule is not None:
+        for p in params:
+            for key in buffers_of(group):
+                if key not in state[p]:
+                    state[p][key] = torch.zeros_like(p)
+        averages, squares = ([state[p][key] for p in params] for key in buffers_of(group))
+        _adamw(params, grads, averages, squares, rule, group["lr"], group["weight_decay"])
+        return
+    buffers = [state[p].get("momentum_buffer") for p in params]
+    sgd(
+        params,
+        grads,
+        buffers,
+        weight_decay=group["weight_decay"],
+        momentum=group["momentum"],
+        lr=group["lr"],
+        dampening=0.0,
+        nesterov=group["nesterov"],
+        maximize=False,
+        foreach=params[0].is_cuda,
+    )
+    for p, buffer in zip(params, buffers, strict=True):
+        if buffer is not None:
+            state[p]["momentum_buffer"] = buffer
+
+
+def _adamw(
+    params: list[Tensor],
+    grads: list[Tensor],
+    averages: list[Tensor],
+    squares: list[Tensor],
+    rule: AdamW,
+    lr: float,
+    weight_decay: float,
+) -> None:
+    """One update. The count is handed over anew, since a group's is exact and saved with it."""
+    adamw(
+        params,
+        grads,
+        averages,
+        squares,
+        [],
+        [torch.full((), float(rule.updates), device=p.device) for p in params],
+        fused=True,
+        amsgrad=False,
+        beta1=rule.beta1,
+        beta2=rule.beta2,
+        lr=lr,
+        weight_decay=weight_decay,
+        eps=rule.eps,
+        maximize=False,
+    )

@@ -1,0 +1,63 @@
+"""A rank that trains with each baseline, one after the other, in one process.
+
+    python -m tests.launcher.baseline_worker RECIPE OUT [resume]
+
+`resume`: each run is made a second time, from the checkpoint of update `CUT` of the first.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from launcher.cluster import World, find_world
+from launcher.engine import process_group
+from launcher.init import Initial
+from launcher.loop import train
+from launcher.preflight import Inputs, find_start, open_inputs
+from launcher.recipe import Recipe, load_recipe
+from launcher.run_folder import write_provenance
+from launcher.session import build_session
+
+CUT = 17
+METHODS = {
+    "magnitude": ("method.density=0.2", "method.end=0.7", "method.every=3"),
+    "rigl": ("method.density=0.2", "method.end=0.9", "method.every=4"),
+    "str": ("method.s_init=-5", "method.s_weight_decay=0.05"),
+}
+
+
+def settings(method: str, out: Path, name: str) -> list[str]:
+    run_dir = f"run_dir={out / name}"
+    return [f"method.name={method}", *METHODS[method], run_dir, f"checkpoint.every_steps={CUT}"]
+
+
+def run(recipe: Recipe, inputs: Inputs, world: World, device: torch.device) -> None:
+    start = find_start(recipe, inputs.manifest)
+    if world.is_main:
+        recipe.folder.mkdir()
+        write_provenance(recipe.folder, recipe, world)
+    session = build_session(recipe, inputs, world, device, Initial() if start is None else None)
+    assert train(session, start) == 0
+
+
+def main(recipe_file: Path, out: Path, resume: bool) -> None:
+    world = find_world()
+    world.export()
+    first = load_recipe(recipe_file)
+    inputs = open_inputs(first, world.world_size)
+    with process_group(world, first.engine) as device:
+        for method in METHODS:
+            own = settings(method, out, method)
+            run(load_recipe(recipe_file, [*own, "checkpoint.keep=99"]), inputs, world, device)
+            if resume:
+                place = out / method / "checkpoints" / f"step-{CUT:08d}"
+                again = settings(method, out, f"{method}-resumed")
+                again.append(f"checkpoint.resume={place}")
+                run(load_recipe(recipe_file, again), inputs, world, device)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), "resume" in sys.argv)
