@@ -23,6 +23,7 @@ __all__ = ["LayerChange", "RemovalReport", "remove_dead_features"]
 _TOLERANCE = 1e-9
 
 
+@torch.enable_grad()
 def remove_dead_features(model: nn.Module, example_input: Any) -> tuple[nn.Module, RemovalReport]:
     """A smaller copy of `model` with the same outputs in evaluation mode, and what was done.
 
