@@ -47,27 +47,10 @@ class Magnitude(Masked):
         begin: float = 0.0,
         end: float = 0.5,
         every: int = 10,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        weight_rule: str = "sgd",
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        **weights: Any,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
-            weight_rule=weight_rule,
-            betas=betas,
-            eps=eps,
-            density=density,
-            begin=begin,
-            end=end,
-            every=every,
-        )
+        rule = {"density": density, "begin": begin, "end": end, "every": every}
+        super().__init__(params, lr, rule, **weights)
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)

@@ -63,28 +63,16 @@ class RigL(Masked):
         end: float = 0.75,
         every: int = 100,
         seed: int = 0,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        weight_rule: str = "sgd",
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        **weights: Any,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
-            weight_rule=weight_rule,
-            betas=betas,
-            eps=eps,
-            density=density,
-            drop_fraction=drop_fraction,
-            end=end,
-            every=every,
-            seed=seed,
-        )
+        rule = {
+            "density": density,
+            "drop_fraction": drop_fraction,
+            "end": end,
+            "every": every,
+            "seed": seed,
+        }
+        super().__init__(params, lr, rule, **weights)
         self.write_weights()
         # An engine may replace the parameters; the same masks are made again for those.
         self.state.clear()

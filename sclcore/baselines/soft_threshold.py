@@ -45,26 +45,10 @@ class SoftThreshold(Baseline):
         lr: float,
         s_init: float,
         s_weight_decay: float,
-        *,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        weight_rule: str = "sgd",
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        **weights: Any,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
-            weight_rule=weight_rule,
-            betas=betas,
-            eps=eps,
-            s_init=s_init,
-            s_weight_decay=s_weight_decay,
-        )
+        rule = {"s_init": s_init, "s_weight_decay": s_weight_decay}
+        super().__init__(params, lr, rule, **weights)
 
     def _validate(self, group: dict[str, Any]) -> None:
         super()._validate(group)
