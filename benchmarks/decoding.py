@@ -77,7 +77,7 @@ class Photographs:
         header, box = read_header(self.contents[i]), self.boxes[i]
         assert header is not None
         # Of an output size above every crop, so that none is decoded scaled.
-        crop = self._decoder.decode(self._writable(i), header, box, 10_000, 3)
+        crop = self._decoder.decode(self.contents[i], header, box, 10_000, 3)
         assert crop is not None
         return crop[0].permute(1, 2, 0).numpy()
 
@@ -98,12 +98,9 @@ class Photographs:
     def resized_exactly(self, i: int) -> np.ndarray:
         return np.asarray(v2.Resize([SIZE, SIZE])(self._images[i].crop(_corners(self.boxes[i]))))
 
-    def _writable(self, i: int) -> memoryview:
-        return memoryview(bytearray(self.contents[i]))
-
     def loader(self, i: int) -> np.ndarray:
         """Decoded, cropped and resized as the loader does it."""
-        self._augmentation(self._writable(i), i, self._out)
+        self._augmentation(self.contents[i], i, self._out)
         return self._out.numpy()
 
 

@@ -7,7 +7,6 @@ On the same shards and cores, with RandomResizedCrop(224) and flip, for 1 and 2 
     limit        libjpeg-turbo (simplejpeg) decoding the same bytes to RGB, whole, from memory,
                  in as many processes as there are workers
     ours         data.pipeline.train_stream, augment: imagenet
-    ours, fast   the same with decode: fast
     webdataset   shuffle, decode("pil"), to_tuple, map_tuple, batched, WebLoader
     timm         its wds/ reader and create_loader, without its prefetcher
     torchvision  ImageFolder + DataLoader on the same JPEGs as files
@@ -43,7 +42,6 @@ from data.pack import pack
 from data.sources import imagefolder
 
 TARGET_LIMIT, TARGET_PEER = 0.9, 1.3
-OURS = ("ours", "ours_fast")
 PEERS = ("webdataset", "timm", "torchvision")
 # Distinct photographs, how often each is repeated, images per shard.
 DATA = {False: (512, 8, 512), True: (32, 8, 64)}
@@ -79,7 +77,7 @@ def rates(
     calls: dict[str, Callable[[], float]] = {
         "limit": lambda: peers.decoding_rate(shards, workers, batch * batches)
     }
-    for name in (*OURS, *PEERS):
+    for name in ("ours", *PEERS):
         place = files if name == "torchvision" else shards
         calls[name] = lambda name=name, place=place: steady_rate(
             getattr(peers, name)(place, workers, batch), batch, workers, batches
@@ -94,14 +92,13 @@ def compare(
     shards: Path, files: Path, workers: int, batch: int, batches: int, rounds: int
 ) -> dict[str, Any]:
     taken = rates(shards, files, workers, batch, batches, rounds)
-    names = ("limit", *OURS, *PEERS)
+    names = ("limit", "ours", *PEERS)
     best = max(PEERS, key=lambda name: median(taken, name))
     return {
         "workers": workers,
         "images_per_s": {name: round(median(taken, name), 1) for name in names},
         "spread": {name: round(_spread(taken, name), 3) for name in names},
         "ratio_to_decode_limit": median_ratio(taken, "ours", "limit"),
-        "fast_ratio_to_decode_limit": median_ratio(taken, "ours_fast", "limit"),
         "best_peer": best,
         "ratio_to_best_peer": median_ratio(taken, "ours", best),
     }
@@ -114,15 +111,13 @@ def _spread(taken: list[Rates], name: str) -> float:
 
 
 def print_rates(results: list[dict[str, Any]]) -> None:
-    names = ("limit", *OURS, *PEERS)
-    ratios = ["ours / limit", "fast / limit", "ours / best peer"]
-    header = ["images/s (spread)", *names, *ratios]
+    names = ("limit", "ours", *PEERS)
+    header = ["images/s (spread)", *names, "ours / limit", "ours / best peer"]
     rows = [
         [
             f"{r['workers']} worker(s)",
             *(f"{r['images_per_s'][n]:,.0f} ({r['spread'][n]:.0%})" for n in names),
             f"{r['ratio_to_decode_limit']:.3f}",
-            f"{r['fast_ratio_to_decode_limit']:.3f}",
             f"{r['ratio_to_best_peer']:.2f} ({r['best_peer']})",
         ]
         for r in results
@@ -182,7 +177,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scl-loader-") as folder:
         details = measure(options, Path(folder))
     to_limit = min(r["ratio_to_decode_limit"] for r in details["rates"])
-    fast = min(r["fast_ratio_to_decode_limit"] for r in details["rates"])
     to_peer = min(r["ratio_to_best_peer"] for r in details["rates"])
     report(
         "loader",
@@ -192,7 +186,6 @@ def main() -> None:
         details=details,
         also={
             "ratio_to_decode_limit": round(to_limit, 6),
-            "fast_ratio_to_decode_limit": round(fast, 6),
             "ratio_to_best_peer": round(to_peer, 6),
             "target_to_best_peer": TARGET_PEER,
         },

@@ -49,17 +49,13 @@ def unpack(folder: Path, target: Path) -> None:
         path.write_bytes(content)
 
 
-def ours(shards: Path, workers: int, batch: int, **options: Any) -> Iterator[Any]:
+def ours(shards: Path, workers: int, batch: int) -> Iterator[Any]:
     config = DataConfig(
-        path=shards, image_size=SIZE, augment="imagenet", hflip=True, workers=workers, **options
+        path=shards, image_size=SIZE, augment="imagenet", hflip=True, workers=workers
     )
     dataset = open_split(config, "train")
     plan = BatchPlan(dataset.shard_sizes, seed=0, global_batch_size=batch)
     return train_stream(dataset, plan, config, epochs=_ENDLESS)
-
-
-def ours_fast(shards: Path, workers: int, batch: int) -> Iterator[Any]:
-    return ours(shards, workers, batch, decode="fast")
 
 
 def webdataset(shards: Path, workers: int, batch: int) -> Iterator[Any]:

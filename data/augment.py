@@ -40,8 +40,8 @@ class ImagenetAugmentation:
         self._channels = stats.channels
         self._mean = np.array([round(255 * mean) for mean in stats.mean], np.uint8)
         self._resize = _RESIZE[config.interpolation]
-        self._decoder = RegionDecoder(fast=config.decode == "fast")
-        self._mirrored = torch.empty(size, size, stats.channels, dtype=torch.uint8)
+        self._decoder = RegionDecoder()
+        self._mirrored = torch.empty(1, size, size, stats.channels, dtype=torch.uint8)
         self._policy = None
         if config.randaugment is not None:
             self._policy = rand_augment(
@@ -51,7 +51,7 @@ class ImagenetAugmentation:
                 bicubic=config.interpolation == "bicubic",
             )
 
-    def __call__(self, content: memoryview, seed: int, out: torch.Tensor) -> None:
+    def __call__(self, content: bytes, seed: int, out: torch.Tensor) -> None:
         """Write uint8 [size, size, channels] to ``out``, contiguous.
 
         Raises:
@@ -60,10 +60,14 @@ class ImagenetAugmentation:
         # Python keeps what random() returns for a seed the same in all its versions.
         draw = random.Random(seed).random
         crop = self._crop(content, draw)
-        mirror = self._config.hflip and draw() < 0.5
-        self._resize_into(self._mirrored if mirror else out, crop)
-        if mirror:
-            out.copy_(self._mirrored.flip(1))
+        if self._config.hflip and draw() < 0.5:
+            mirrored = self._mirrored.permute(0, 3, 1, 2)
+            self._resize(crop, [self._size] * 2, False, None, None, out=mirrored)
+            out.copy_(mirrored.flip(3)[0].permute(1, 2, 0))
+        else:
+            # The resizing kernel writes channels last in place, without a copy.
+            target = out.unsqueeze(0).permute(0, 3, 1, 2)
+            self._resize(crop, [self._size] * 2, False, None, None, out=target)
         if self._policy is not None:
             self._apply_policy(out.numpy(), int(draw() * 2**53))
         if self._config.random_erasing and draw() < self._config.random_erasing:
@@ -72,14 +76,7 @@ class ImagenetAugmentation:
                 rows, columns = (box.top, box.top + box.height), (box.left, box.left + box.width)
                 out.numpy()[slice(*rows), slice(*columns)] = self._mean
 
-    def _resize_into(self, target: torch.Tensor, crop: torch.Tensor) -> None:
-        """Resize [1, C, h, w] into [size, size, C]; the kernel writes channels last in place."""
-        size, channels = self._size, self._channels
-        # One view for the three calls that would say the same.
-        view = target.as_strided((1, channels, size, size), (0, 1, size * channels, channels))
-        self._resize(crop, [size, size], False, None, None, out=view)
-
-    def _crop(self, content: memoryview, draw: Draw) -> torch.Tensor:
+    def _crop(self, content: bytes, draw: Draw) -> torch.Tensor:
         """The crop before it is resized, uint8 [1, C, h, w]; valid until the next call."""
         scale, ratio = self._config.crop_scale, self._config.crop_ratio
         header = read_header(content)

@@ -33,11 +33,6 @@ class DataConfig(BaseModel):
     crop_ratio: tuple[float, float] = Field(
         default=(3 / 4, 4 / 3), description="width / height of a crop, least and most (imagenet)"
     )
-    decode: Literal["exact", "fast"] = Field(
-        default="exact",
-        description="how training JPEGs are decoded (imagenet); fast: quicker, and one or two "
-        "levels of 255 off on average; evaluation is exact in any case",
-    )
     interpolation: Literal["bilinear", "bicubic"] = Field(
         default="bilinear", description="how images are resized, in training and evaluation"
     )

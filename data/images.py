@@ -14,7 +14,7 @@ class CorruptImage(Exception):
     """These bytes are no image, or a damaged one; says what the decoder said."""
 
 
-def decode(content: bytes | memoryview, channels: int | None = None) -> Image.Image:
+def decode(content: bytes, channels: int | None = None) -> Image.Image:
     """Decode to 8-bit grey (``channels`` 1) or RGB (3); None: whichever the image is stored as.
 
     Of an animation, the first frame; the orientation in EXIF is ignored, as torchvision and timm
@@ -35,7 +35,7 @@ def decode(content: bytes | memoryview, channels: int | None = None) -> Image.Im
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _decode_jpeg(content: bytes | memoryview) -> Image.Image | None:
+def _decode_jpeg(content: bytes) -> Image.Image | None:
     header = read_header(content)
     pixels = None if header is None else decode_all(content, header)
     if pixels is None:
@@ -43,7 +43,7 @@ def _decode_jpeg(content: bytes | memoryview) -> Image.Image | None:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _decode_any(content: bytes | memoryview) -> Image.Image:
+def _decode_any(content: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(content))
     image.load()
     if image.mode.startswith("I"):

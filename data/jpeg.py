@@ -1,7 +1,7 @@
 """JPEG bytes → pixels with libjpeg-turbo, and no more of them than a crop needs."""
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -36,9 +36,9 @@ class Header(NamedTuple):
     grey: bool
 
 
-def read_header(content: bytes | memoryview) -> Header | None:
+def read_header(content: bytes) -> Header | None:
     """Return the header; None where this decoder is not the one to ask (CMYK, no JPEG, huge)."""
-    if content[:2] != b"\xff\xd8":
+    if not content.startswith(b"\xff\xd8"):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
@@ -51,15 +51,11 @@ def read_header(content: bytes | memoryview) -> Header | None:
 
 
 def decode_all(
-    content: bytes | memoryview, header: Header, buffer: np.ndarray | None = None, **how: Any
+    content: bytes, header: Header, buffer: np.ndarray | None = None
 ) -> np.ndarray | None:
-    """Return RGB [H, W, 3], or grey [H, W, 1]; None if anything about the data is not sound.
-
-    ``how`` goes to ``simplejpeg.decode_jpeg``.
-    """
-    colours = "GRAY" if header.grey else "RGB"
+    """Return RGB [H, W, 3], or grey [H, W, 1]; None if anything about the data is not sound."""
     try:
-        return simplejpeg.decode_jpeg(content, colours, buffer=buffer, **how)
+        return simplejpeg.decode_jpeg(content, "GRAY" if header.grey else "RGB", buffer=buffer)
     except ValueError:
         return None
 
@@ -67,28 +63,24 @@ def decode_all(
 class RegionDecoder:
     """Decodes as little as a crop needs: not the rows below it, and scaled where that is enough.
 
-    With ``fast``, the inverse DCT is less precise and colours are not interpolated: pixels differ
-    by one or two levels on average.
-
     Keeps a buffer between calls: what ``decode`` returns is valid until the next one.
     """
 
-    def __init__(self, fast: bool = False) -> None:
-        self._how = {"fastdct": fast, "fastupsample": fast}
+    def __init__(self) -> None:
         self._tensor = torch.empty(0, dtype=torch.uint8)
         self._array = self._tensor.numpy()
 
-    def __reduce__(self) -> tuple[type["RegionDecoder"], tuple[bool]]:
-        return RegionDecoder, (self._how["fastdct"],)
+    def __reduce__(self) -> tuple[type["RegionDecoder"], tuple[()]]:
+        return RegionDecoder, ()
 
     def decode(
-        self, content: memoryview, header: Header, box: Box, size: int, channels: int
+        self, content: bytes, header: Header, box: Box, size: int, channels: int
     ) -> torch.Tensor | None:
         """Return the crop ``box``, uint8 [1, channels, h, w]; grey is repeated for 3 channels.
 
         Its pixels are those of the whole image decoded; or of it at half, a quarter or an eighth
         of its size where the crop is then still at least ``size`` high and wide. None if anything
-        about the data is not sound. ``content`` is written to meanwhile, and left as it was.
+        about the data is not sound.
         """
         eighths = _eighths(box, size)
         if eighths < 8:
@@ -106,31 +98,27 @@ class RegionDecoder:
             (1, channels, box.height, box.width), strides, (box.top * width + box.left) * depth
         )
 
-    def _decode_rows(self, content: memoryview, header: Header, rows: int) -> np.ndarray | None:
+    def _decode_rows(self, content: bytes, header: Header, rows: int) -> np.ndarray | None:
         shape = (rows, header.width, 1 if header.grey else 3)
         colours = "GRAY" if header.grey else "RGB"
         field = _height_field(content, header) if rows < header.height else None
         if field is None:
             return self._decode_all(content, header)
         buffer = self._room_for(shape)
-        whole = bytes(content[field : field + 2])
-        content[field : field + 2] = rows.to_bytes(2, "big")
+        shorter = bytearray(content)
+        shorter[field : field + 2] = rows.to_bytes(2, "big")
         try:
-            return simplejpeg.decode_jpeg(content, colours, buffer=buffer, **self._how)
+            return simplejpeg.decode_jpeg(shorter, colours, buffer=buffer)
         except ValueError as error:
             if _ONLY_MORE_DATA.match(str(error)):
                 return buffer.reshape(shape)
-        finally:
-            content[field : field + 2] = whole
         return self._decode_all(content, header)
 
-    def _decode_all(self, content: memoryview, header: Header) -> np.ndarray | None:
+    def _decode_all(self, content: bytes, header: Header) -> np.ndarray | None:
         buffer = self._room_for((header.height, header.width, 1 if header.grey else 3))
-        return decode_all(content, header, buffer, **self._how)
+        return decode_all(content, header, buffer)
 
-    def _decode_scaled(
-        self, content: memoryview, header: Header, eighths: int
-    ) -> np.ndarray | None:
+    def _decode_scaled(self, content: bytes, header: Header, eighths: int) -> np.ndarray | None:
         height, width = (-(-side * eighths // 8) for side in header[:2])
         try:
             return simplejpeg.decode_jpeg(
@@ -140,7 +128,6 @@ class RegionDecoder:
                 min_width=width,
                 min_factor=8 / eighths,
                 buffer=self._room_for((height, width, 1 if header.grey else 3)),
-                **self._how,
             )
         except ValueError:
             return None
@@ -173,7 +160,7 @@ def _eighths(box: Box, size: int) -> int:
     return 8
 
 
-def _height_field(content: memoryview, header: Header) -> int | None:
+def _height_field(content: bytes, header: Header) -> int | None:
     """Where the image's height stands in a sequential JPEG; None for any other kind.
 
     A decoder told of fewer rows stops after them, and what it has made until then is the same.

@@ -3,6 +3,7 @@
 import os
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 from data.errors import DataError
 
@@ -11,27 +12,20 @@ MAX_OPEN = 128
 
 
 class ShardReader:
-    """Opens shards on demand and reads with ``pread``; safe to pickle and to fork.
-
-    Keeps a buffer between calls: what ``read`` returns is valid until the next one.
-    """
+    """Opens shards on demand and reads with ``pread``; safe to pickle and to fork."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._buffer = memoryview(bytearray())
 
-    def read(self, shard: int, offset: int, size: int) -> memoryview:
+    def read(self, shard: int, offset: int, size: int) -> bytes:
         """Return up to ``size`` bytes (fewer at the end of the file) of shard number ``shard``.
 
         Raises:
             DataError: the shard cannot be opened or read.
         """
-        if len(self._buffer) < size:
-            self._buffer = memoryview(bytearray(2 * size))
-        content = self._buffer[:size]
         try:
-            return content[: os.preadv(self._descriptor(shard), [content], offset)]
+            return os.pread(self._descriptor(shard), size, offset)
         except OSError as error:
             raise DataError(
                 f"{self.paths[shard]} cannot be read ({error.strerror or error}); "
@@ -59,8 +53,8 @@ class ShardReader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def __reduce__(self) -> tuple[type["ShardReader"], tuple[list[Path]]]:
-        return ShardReader, (self.paths,)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"paths": self.paths, "_open": OrderedDict()}
 
     def __del__(self) -> None:
         self.close()

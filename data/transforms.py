@@ -15,9 +15,8 @@ from data.config import DataConfig
 from data.images import decode
 from data.manifest import ImageStats
 
-# (bytes of an image, which may be written to meanwhile, seed, uint8 [size, size, channels] to write
-# to); raises CorruptImage.
-Transform = Callable[[memoryview, int, torch.Tensor], None]
+# (bytes of an image, seed, uint8 [size, size, channels] to write to); raises CorruptImage.
+Transform = Callable[[bytes, int, torch.Tensor], None]
 
 
 class _Centre:
@@ -49,7 +48,7 @@ class _Chain:
         self._steps = steps
         self._draws = draws
 
-    def __call__(self, content: memoryview, seed: int, out: torch.Tensor) -> None:
+    def __call__(self, content: bytes, seed: int, out: torch.Tensor) -> None:
         image = decode(content, self._channels)
         with seeded(seed) if self._draws else contextlib.nullcontext():
             for step in self._steps:

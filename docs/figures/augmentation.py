@@ -53,8 +53,7 @@ def row(contents: list[bytes], options: dict[str, Any]) -> tuple[np.ndarray, lis
     transform = train_transform(config, SIZE, _IMAGENET)
     images = torch.empty(COLUMNS, SIZE, SIZE, 3, dtype=torch.uint8)
     for sample in range(COLUMNS):
-        content = memoryview(bytearray(contents[sample % len(contents)]))
-        transform(content, sample_seed(0, 3, sample), images[sample])
+        transform(contents[sample % len(contents)], sample_seed(0, 3, sample), images[sample])
     if not config.mixing:
         return images.numpy(), [""] * COLUMNS
     batch = pair_parameters(config, np.arange(COLUMNS), SIZE, seed=0, epoch=3)

@@ -119,7 +119,7 @@ class _FolderDataset(Dataset[dict[str, Any]]):
         image = torch.zeros(self._shape, dtype=torch.uint8)
         corrupt = 0
         try:
-            self._transform(memoryview(Path(path).read_bytes()), 0, image)
+            self._transform(Path(path).read_bytes(), 0, image)
         except CorruptImage:
             corrupt = 1
         return {

@@ -112,7 +112,7 @@ def test_a_neuron_without_inputs_or_without_readers_goes() -> None:
 
 
 def test_it_needs_no_gradients_of_the_caller() -> None:
-    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    net: Any = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     zero(net[2].weight, slice(None), 1)
     with torch.no_grad():
         _, report = remove_dead_features(net, torch.zeros(1, 3))
