@@ -1,4 +1,4 @@
-"""Command-line arguments that `scl train` and a rank have in common."""
+"""Command-line arguments that several programs have in common."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from pathlib import Path
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """What to train: a recipe, and overrides of single keys."""
     parser.add_argument("--recipe", type=Path, required=True, help="YAML file, see recipes/")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """`--set`, as `options.overrides`."""
     parser.add_argument(
         "--set",
         dest="overrides",

@@ -42,13 +42,7 @@ class _Baseline(BaseModel):
         try:
             return kind(
                 connection_groups(model, exclude=self.exclude),
-                lr=optim.lr,
-                momentum=optim.momentum,
-                nesterov=optim.nesterov and optim.momentum > 0,
-                weight_rule=optim.name,
-                betas=optim.betas,
-                eps=optim.eps,
-                weight_decay=optim.weight_decay,
+                **optim.weights(),
                 **options,
             )
         except ValueError as error:

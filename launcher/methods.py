@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -62,6 +62,18 @@ class OptimConfig(BaseModel):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} would do nothing with name: {self.name}; leave it out")
         return self
+
+    def weights(self) -> dict[str, Any]:
+        """How weights move, as the optimizers with masks take it."""
+        return {
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "nesterov": self.nesterov and self.momentum > 0,
+            "weight_rule": self.name,
+            "betas": self.betas,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
 
 
 class SCLMethod(BaseModel):
@@ -158,13 +170,7 @@ class SCLMethod(BaseModel):
             )
             return SCL(
                 groups,
-                lr=optim.lr,
-                momentum=optim.momentum,
-                nesterov=optim.nesterov and optim.momentum > 0,
-                weight_rule=optim.name,
-                betas=optim.betas,
-                eps=optim.eps,
-                weight_decay=optim.weight_decay,
+                **optim.weights(),
                 lam=self.lam or 0.0,
                 mask_lr=self.mask_lr,
                 mask_momentum=self.mask_momentum,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from launcher.arguments import add_overrides
 from launcher.commands import Commands, add_command
 
 
@@ -28,14 +29,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--seed", type=int, help="seed of order, augmentation and new weights")
     parser.add_argument("--ranks", type=int, help="short for --set engine.ranks=N")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY.SUB=VALUE",
-        help="override one key of the recipe; may be repeated",
-    )
+    add_overrides(parser)
 
 
 def _retrain(options: argparse.Namespace) -> int:
