@@ -26,7 +26,7 @@ from benchmarks.common import in_turn, median, median_ratio, options_parser, par
 from benchmarks.photographs import jpeg
 from data.augment import ImagenetAugmentation, random_crop_box
 from data.config import DataConfig
-from data.jpeg import Box, RegionDecoder, read_header
+from data.jpeg import Box, RegionDecoder, native, read_header
 from data.manifest import ImageStats
 
 SIZE = 224
@@ -50,7 +50,7 @@ class Photographs:
             for i, p in enumerate(self.pixels)
         ]
         self._images = [Image.fromarray(p) for p in self.pixels]
-        self._decoder = RegionDecoder()
+        self._decoders = {native: RegionDecoder(native) for native in (False, True)}
         self._augmentation = ImagenetAugmentation(config, SIZE, _STATS)
         self._out = torch.empty(SIZE, SIZE, 3, dtype=torch.uint8)
 
@@ -72,12 +72,17 @@ class Photographs:
             self.contents[i], min_height=height, min_width=width, min_factor=8 / eighths
         )
 
-    def rows(self, i: int) -> np.ndarray:
-        """The crop's pixels, without the rows below it."""
+    def cropping(self) -> dict[str, Way]:
+        ways: dict[str, Way] = {"rows to the crop's end": lambda i: self._crop(i, native=False)}
+        if native is not None:
+            ways["the crop alone"] = lambda i: self._crop(i, native=True)
+        return ways
+
+    def _crop(self, i: int, *, native: bool) -> np.ndarray:
         header, box = read_header(self.contents[i]), self.boxes[i]
         assert header is not None
         # Of an output size above every crop, so that none is decoded scaled.
-        crop = self._decoder.decode(self.contents[i], header, box, 10_000, 3)
+        crop = self._decoders[native].decode(self.contents[i], header, box, 10_000, 3)
         assert crop is not None
         return crop[0].permute(1, 2, 0).numpy()
 
@@ -126,7 +131,7 @@ def differences(photographs: Photographs, count: int) -> dict[str, tuple[float, 
 
     return {
         **{name: difference(way, decoding["simplejpeg"], count) for name, way in decoding.items()},
-        "rows to the crop's end": difference(photographs.rows, crop, count),
+        **{name: difference(way, crop, count) for name, way in photographs.cropping().items()},
         **{n: difference(w, photographs.resized_exactly, count) for n, w in resizing.items()},
     }
 
@@ -139,7 +144,7 @@ def main() -> None:
     ways = {
         **photographs.decoding(),
         **photographs.scaled(),
-        "rows to the crop's end": photographs.rows,
+        **photographs.cropping(),
         **photographs.resizing(),
         "the loader's crop": photographs.loader,
     }

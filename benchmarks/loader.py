@@ -12,9 +12,10 @@ On the same shards and cores, with RandomResizedCrop(224) and flip, for 1 and 2 
     torchvision  ImageFolder + DataLoader on the same JPEGs as files
 
 A round takes each in turn, backwards every other time; quoted are medians over the rounds of
-images per second and of the ratios. Ours may exceed the limit: it does not decode the rows below a
-crop. Without --data DIR (a folder with train/, as `scl pack` writes it), photograph-like JPEGs of
-ImageNet's size distribution are generated: about 0.75 bytes per pixel, about 400×350.
+images per second and of the ratios. Ours may exceed the limit: it decodes no more than a crop
+needs, least of all where data/_crop.c could be built. Without --data DIR (a folder with train/, as
+`scl pack` writes it), photograph-like JPEGs of ImageNet's size distribution are generated: about
+0.75 bytes per pixel, about 400×350.
 
 Also: seconds to the first batch, and to the first after resuming in the middle of epoch 7, of a set
 of 10,000 shards (links to one); memory of opening it and planning an epoch. With --device cuda,
@@ -37,6 +38,7 @@ from benchmarks import loader_peers as peers
 from benchmarks.common import median, median_ratio, options_parser, parse, report, table
 from benchmarks.loader_costs import first_batch_seconds, gpu_decoding, memory_of, synthetic_set
 from benchmarks.photographs import write_class_folders
+from data.jpeg import native
 from data.manifest import load_manifest
 from data.pack import pack
 from data.sources import imagefolder
@@ -151,11 +153,13 @@ def measure(options: Any, folder: Path) -> dict[str, Any]:
     size = sum(shard.bytes for shard in manifest.shards) / manifest.samples
     what = f"shards in {options.data}" if options.data else "generated photograph-like JPEGs"
     print(f"{what}, {manifest.samples:,} images of {size / 1000:.0f} KB; batch {batch}")
+    print(f"compiled decoder (data/_crop.c): {'built' if native else 'not built'}")
     print_rates(results)
     details = {
         "data": "given" if options.data else "generated",
         "images": manifest.samples,
         "bytes_per_image": round(size),
+        "compiled_decoder": native is not None,
         "batch": batch,
         "rounds": rounds,
         "rates": results,

@@ -41,7 +41,6 @@ class ImagenetAugmentation:
         self._mean = np.array([round(255 * mean) for mean in stats.mean], np.uint8)
         self._resize = _RESIZE[config.interpolation]
         self._decoder = RegionDecoder()
-        self._mirrored = torch.empty(1, size, size, stats.channels, dtype=torch.uint8)
         self._policy = None
         if config.randaugment is not None:
             self._policy = rand_augment(
@@ -60,14 +59,9 @@ class ImagenetAugmentation:
         # Python keeps what random() returns for a seed the same in all its versions.
         draw = random.Random(seed).random
         crop = self._crop(content, draw)
-        if self._config.hflip and draw() < 0.5:
-            mirrored = self._mirrored.permute(0, 3, 1, 2)
-            self._resize(crop, [self._size] * 2, False, None, None, out=mirrored)
-            out.copy_(mirrored.flip(3)[0].permute(1, 2, 0))
-        else:
-            # The resizing kernel writes channels last in place, without a copy.
-            target = out.unsqueeze(0).permute(0, 3, 1, 2)
-            self._resize(crop, [self._size] * 2, False, None, None, out=target)
+        # The resizing kernel writes channels last in place, without a copy.
+        target = out.unsqueeze(0).permute(0, 3, 1, 2)
+        self._resize(crop, [self._size] * 2, False, None, None, out=target)
         if self._policy is not None:
             self._apply_policy(out.numpy(), int(draw() * 2**53))
         if self._config.random_erasing and draw() < self._config.random_erasing:
@@ -77,22 +71,29 @@ class ImagenetAugmentation:
                 out.numpy()[slice(*rows), slice(*columns)] = self._mean
 
     def _crop(self, content: bytes, draw: Draw) -> torch.Tensor:
-        """The crop before it is resized, uint8 [1, C, h, w]; valid until the next call."""
-        scale, ratio = self._config.crop_scale, self._config.crop_ratio
+        """The crop before it is resized, mirrored or not, uint8 [1, C, h, w].
+
+        Valid until the next call.
+        """
         header = read_header(content)
-        if header is not None and (header.grey or self._channels == 3):
-            box = random_crop_box(header.height, header.width, scale, ratio, draw)
-            crop = self._decoder.decode(content, header, box, self._size, self._channels)
+        if header is None or (self._channels == 1 and not header.grey):
+            image = decode(content, self._channels)
+            box, mirrored = self._draw_crop(image.height, image.width, draw)
+        else:
+            box, mirrored = self._draw_crop(header.height, header.width, draw)
+            crop = self._decoder.decode(content, header, box, self._size, self._channels, mirrored)
             if crop is not None:
                 return crop
             image = decode(content, self._channels)
-        else:
-            image = decode(content, self._channels)
-            box = random_crop_box(image.height, image.width, scale, ratio, draw)
         left, top = box.left, box.top
         cut = np.array(image.crop((left, top, left + box.width, top + box.height)))
-        whole = torch.from_numpy(cut.reshape(box.height, box.width, self._channels))
-        return whole.permute(2, 0, 1).unsqueeze(0)
+        whole = torch.from_numpy(cut.reshape(1, box.height, box.width, self._channels))
+        return (whole.flip(2) if mirrored else whole).permute(0, 3, 1, 2)
+
+    def _draw_crop(self, height: int, width: int, draw: Draw) -> tuple[Box, bool]:
+        """The box of the image, and whether it is mirrored: the same as mirroring the result."""
+        box = random_crop_box(height, width, self._config.crop_scale, self._config.crop_ratio, draw)
+        return box, self._config.hflip and draw() < 0.5
 
     def _apply_policy(self, pixels: np.ndarray, seed: int) -> None:
         assert self._policy is not None

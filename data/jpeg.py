@@ -1,4 +1,8 @@
-"""JPEG bytes → pixels with libjpeg-turbo, and no more of them than a crop needs."""
+"""JPEG bytes → pixels with libjpeg-turbo, and no more of them than a crop needs.
+
+Two ways lead to the same pixels: data/_crop.c, where it could be built (setup.py), and simplejpeg,
+which is always there, decodes whole rows, and is asked again wherever the first finds fault.
+"""
 
 import re
 from typing import NamedTuple
@@ -6,6 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 import torch
+
+try:
+    from data import _crop as native
+except ImportError:
+    native = None
 
 # Above this Pillow warns of a decompression bomb: it shall decide.
 _MAX_PIXELS = 89_478_485
@@ -15,8 +24,9 @@ _BLOCK_ROWS = 16
 _CONTEXT_ROWS = 2
 _BASELINE = {0xC0, 0xC1}
 _NO_FRAME = {0xC4, 0xC8, 0xCC}
-# What libjpeg says first when all rows asked for were sound and more data follow them.
-_ONLY_MORE_DATA = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd[0-79]$")
+# What libjpeg says first when all rows asked for were sound and more data follow them, to the end
+# of the image: behind a restart marker, the file might be torn.
+_ONLY_MORE_DATA = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9$")
 
 
 class Box(NamedTuple):
@@ -63,18 +73,26 @@ def decode_all(
 class RegionDecoder:
     """Decodes as little as a crop needs: not the rows below it, and scaled where that is enough.
 
-    Keeps a buffer between calls: what ``decode`` returns is valid until the next one.
+    Keeps a buffer between calls: what ``decode`` returns is valid until the next one. With
+    ``native`` off, it does as where the compiled decoder could not be built.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, native: bool = True) -> None:
+        self._native = native
         self._tensor = torch.empty(0, dtype=torch.uint8)
         self._array = self._tensor.numpy()
 
-    def __reduce__(self) -> tuple[type["RegionDecoder"], tuple[()]]:
-        return RegionDecoder, ()
+    def __reduce__(self) -> tuple[type["RegionDecoder"], tuple[bool]]:
+        return RegionDecoder, (self._native,)
 
     def decode(
-        self, content: bytes, header: Header, box: Box, size: int, channels: int
+        self,
+        content: bytes,
+        header: Header,
+        box: Box,
+        size: int,
+        channels: int,
+        mirrored: bool = False,
     ) -> torch.Tensor | None:
         """Return the crop ``box``, uint8 [1, channels, h, w]; grey is repeated for 3 channels.
 
@@ -84,19 +102,40 @@ class RegionDecoder:
         """
         eighths = _eighths(box, size)
         if eighths < 8:
-            pixels = self._decode_scaled(content, header, eighths)
             box = _scaled(box, eighths)
-        else:
-            rows = -(-(box.top + box.height + _CONTEXT_ROWS) // _BLOCK_ROWS) * _BLOCK_ROWS
-            pixels = self._decode_rows(content, header, min(header.height, rows))
+        depth = 1 if header.grey else 3
+        if self._decode_box(content, header, box, eighths, mirrored):
+            # One view instead of a chain of reshaping and permuting, which take their time.
+            strides = (box.height * box.width * depth, depth // channels, box.width * depth, depth)
+            return self._tensor.as_strided((1, channels, box.height, box.width), strides)
+        pixels = self._decode_more(content, header, box, eighths)
         if pixels is None:
             return None
-        width, depth = pixels.shape[1:]
-        strides = (0, depth // channels, width * depth, depth)
-        # One view instead of a chain of slices and permutations, each of which takes its time.
-        return self._tensor.as_strided(
-            (1, channels, box.height, box.width), strides, (box.top * width + box.left) * depth
+        width = pixels.shape[1]
+        crop = self._tensor.as_strided(
+            (1, channels, box.height, box.width),
+            (0, depth // channels, width * depth, depth),
+            (box.top * width + box.left) * depth,
         )
+        return crop.flip(3) if mirrored else crop
+
+    def _decode_box(
+        self, content: bytes, header: Header, box: Box, eighths: int, mirrored: bool
+    ) -> bool:
+        """Whether the compiled decoder is there and the buffer begins with the crop."""
+        if native is None or not self._native:
+            return False
+        room = self._room_for((box.height, box.width, 1 if header.grey else 3))
+        return native.crop(content, *box, eighths, header.grey, mirrored, room)
+
+    def _decode_more(
+        self, content: bytes, header: Header, box: Box, eighths: int
+    ) -> np.ndarray | None:
+        """All columns, from the top; [H, W, C] in the buffer."""
+        if eighths < 8:
+            return self._decode_scaled(content, header, eighths)
+        rows = -(-(box.top + box.height + _CONTEXT_ROWS) // _BLOCK_ROWS) * _BLOCK_ROWS
+        return self._decode_rows(content, header, min(header.height, rows))
 
     def _decode_rows(self, content: bytes, header: Header, rows: int) -> np.ndarray | None:
         shape = (rows, header.width, 1 if header.grey else 3)

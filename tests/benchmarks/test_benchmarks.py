@@ -115,8 +115,9 @@ def test_decoding() -> None:
     assert all(taken > 0 for taken in details["milliseconds"].values())
     mean, largest = zip(*details["differences"].values(), strict=True)
     assert max(mean) < 3 and max(largest) < 64
-    for exact in ("simplejpeg", "Pillow", "rows to the crop's end"):
-        assert details["differences"][exact] == [0, 0]
+    for exact in ("simplejpeg", "Pillow", "rows to the crop's end", "the crop alone"):
+        # The last is there if data/_crop.c could be built.
+        assert details["differences"].get(exact, [0, 0]) == [0, 0]
     assert details["differences"]["torchvision, uint8"][1] <= 1
 
 

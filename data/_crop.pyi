@@ -1,0 +1,14 @@
+import numpy as np
+
+def crop(
+    content: bytes,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    eighths: int,
+    grey: bool,
+    mirrored: bool,
+    room: np.ndarray,
+    /,
+) -> bool: ...
