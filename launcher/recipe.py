@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -80,8 +81,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def build_recipe(values: dict[str, Any], overrides: Iterable[str], where: str) -> Recipe:
     """Apply overrides to the plain values of a recipe and validate; `where` is for messages."""
-    for override in overrides:
-        values = _merge(values, _parse_override(override))
+    # All of them at once: what is set for a method holds wherever in the line its name is set.
+    values = _merge(values, functools.reduce(_merge, map(_parse_override, overrides), {}))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

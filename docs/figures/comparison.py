@@ -15,7 +15,6 @@ from launcher.compare.figures import accuracy, png
 from launcher.files import atomic_write
 
 _DOCS = Path(__file__).resolve().parents[1]
-_BEGIN, _END = "<!-- table: docs/figures/comparison.py -->", "<!-- end of table -->"
 _KNOBS = ("method.lam", "method.density", "method.s_weight_decay")
 
 
@@ -62,15 +61,21 @@ def _percent(stat: Stat | None, digits: int) -> str:
     return f"{100 * stat.mean:.{digits}f}{spread} %"
 
 
+def put_table(name: str, text: str) -> None:
+    """Write a table into the document, between the comment that names it and the next end."""
+    begin, end = f"<!-- table: {name} -->", "<!-- end of table -->"
+    document = _DOCS / "comparison.md"
+    before, rest = document.read_text().split(begin)
+    after = rest.partition(end)[2]
+    atomic_write(document, f"{before}{begin}\n{text}\n{end}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/compare_digits"))
     comparison = compare_runs([parser.parse_args().runs])
     atomic_write(_DOCS / "figures" / "comparison.png", png(accuracy(comparison)))
-    document = _DOCS / "comparison.md"
-    before, rest = document.read_text().split(_BEGIN)
-    after = rest.split(_END)[1]
-    atomic_write(document, f"{before}{_BEGIN}\n{table(comparison)}\n{_END}{after}")
+    put_table("docs/figures/comparison.py", table(comparison))
 
 
 if __name__ == "__main__":

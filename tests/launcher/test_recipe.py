@@ -116,6 +116,16 @@ def test_base_is_below_and_a_renamed_block_is_replaced(file: Path, tmp_path: Pat
     assert (recipe.optim.lr, recipe.optim.epochs) == (0.5, 1)
 
 
+def test_overrides_hold_wherever_the_name_of_their_block_is_set(file: Path) -> None:
+    """Before, what was said of the method ahead of its name was dropped without a word."""
+    said = ["method.exclude=[conv1]", "method.name=magnitude", "method.density=0.1"]
+    for overrides in (said, said[::-1]):
+        method = load_recipe(file, overrides).method
+        assert (method.name, getattr(method, "exclude", None)) == ("magnitude", ["conv1"])
+    with pytest.raises(UsageError, match="lam"):
+        load_recipe(file, ["method.lam=0.1", "method.name=dense"])
+
+
 def test_bases_that_go_round_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
