@@ -122,14 +122,10 @@ class SCL(SparseOptimizer):
             "connections": False,
             "updates": 0,
         }
-        self._reset()
         super().__init__(params, defaults)
 
     def _reset(self) -> None:
-        """What is no part of the state: it starts anew in a copy of the optimizer."""
-        self.skipped_steps = 0
-        self.grad_norm = math.nan
-        self.held_layers: list[str] = []
+        super()._reset()
         self.connections_before: dict[str, int] = {}
         self.observing = False
         self.observations: dict[str, Observation] = {}
@@ -142,26 +138,32 @@ class SCL(SparseOptimizer):
         kept = ("skipped_steps", "grad_norm", "observing", "held_layers", "observations")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "skipped_steps" not in self.__dict__:
-            self._reset()
-        super().__setstate__(state)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; with `connections: True` its tensors start with every connection live."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            _validate(group)
-            if group["connections"]:
-                self._complete(group)
-        except ValueError:
-            self.param_groups.pop()
-            raise
+    def _validate(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "lam", "mask_lr", "weight_decay", "min_connections"):
+            if not group[name] >= 0 or math.isinf(group[name]):
+                raise ValueError(f"{name} must be 0 or more and finite, not {group[name]}")
+        for name in ("momentum", "mask_momentum"):
+            if not 0 <= group[name] < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {group[name]}")
+        check_rule(group)
+        if not math.isfinite(group["mask_init"]) or group["mask_init"] <= 0:
+            raise ValueError(
+                "mask_init must be above 0, so that training starts dense, not "
+                f"{group['mask_init']}"
+            )
+        if group["normalize"] not in NORMALIZATIONS:
+            known = ", ".join(NORMALIZATIONS)
+            raise ValueError(f"unknown normalize {group['normalize']!r}: choose one of {known}")
+        get_proxy(group["proxy"])
+        if group["mask_dtype"] not in MASK_DTYPES:
+            known = ", ".join(MASK_DTYPES)
+            raise ValueError(f"unknown mask_dtype {group['mask_dtype']!r}: choose one of {known}")
+        for name in ("costs", "transposed_groups", "granularity", "n_m", "param_names"):
+            if name in group and len(group[name]) != len(group["params"]):
+                raise ValueError(f"{name} must have one entry per parameter of its group")
 
     def _complete(self, group: dict[str, Any]) -> None:
-        """What a group of connections must say of each of its tensors, where it was left out."""
-        self._name_connections(group)
+        super()._complete(group)
         size = len(group["params"])
         group.setdefault("costs", [1.0] * size)
         group.setdefault("transposed_groups", [0] * size)
@@ -364,28 +366,3 @@ class SCL(SparseOptimizer):
         for group in self.param_groups:
             if group["connections"]:
                 yield from zip(group["names"], group["params"], strict=True)
-
-
-def _validate(group: dict[str, Any]) -> None:
-    """ValueError with one sentence where an option is out of its range."""
-    for name in ("lr", "lam", "mask_lr", "weight_decay", "min_connections"):
-        if not group[name] >= 0 or math.isinf(group[name]):
-            raise ValueError(f"{name} must be 0 or more and finite, not {group[name]}")
-    for name in ("momentum", "mask_momentum"):
-        if not 0 <= group[name] < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, not {group[name]}")
-    check_rule(group)
-    if not math.isfinite(group["mask_init"]) or group["mask_init"] <= 0:
-        raise ValueError(
-            f"mask_init must be above 0, so that training starts dense, not {group['mask_init']}"
-        )
-    if group["normalize"] not in NORMALIZATIONS:
-        known = ", ".join(NORMALIZATIONS)
-        raise ValueError(f"unknown normalize {group['normalize']!r}: choose one of {known}")
-    get_proxy(group["proxy"])
-    if group["mask_dtype"] not in MASK_DTYPES:
-        known = ", ".join(MASK_DTYPES)
-        raise ValueError(f"unknown mask_dtype {group['mask_dtype']!r}: choose one of {known}")
-    for name in ("costs", "transposed_groups", "granularity", "n_m", "param_names"):
-        if name in group and len(group[name]) != len(group["params"]):
-            raise ValueError(f"{name} must have one entry per parameter of its group")

@@ -32,12 +32,40 @@ class SparseOptimizer(Optimizer):
     held_layers: list[str]
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        self._reset()
         super().__init__(params, defaults)
         if not any(group["connections"] for group in self.param_groups):
             raise ValueError(
                 "no parameter group holds connections: pass connection_groups(model), not "
                 "model.parameters()"
             )
+
+    def _reset(self) -> None:
+        """What is no part of the state: it starts anew in a copy of the optimizer."""
+        self.skipped_steps = 0
+        self.grad_norm = math.nan
+        self.held_layers = []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "skipped_steps" not in self.__dict__:
+            self._reset()
+        super().__setstate__(state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; with `connections: True` its tensors get masks, or it is not added."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._validate(group)
+            if group["connections"]:
+                self._complete(group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _validate(self, group: dict[str, Any]) -> None:
+        """ValueError with one sentence where an option is out of its range."""
+        raise NotImplementedError
 
     def masks(self) -> dict[str, Tensor]:
         """Which connections are live: parameter name → bool tensor of the parameter's shape.
@@ -75,8 +103,8 @@ class SparseOptimizer(Optimizer):
         """SHA-256 of all masks: equal on all ranks, and in two runs that chose the same network."""
         return hash_masks(self.masks())
 
-    def _name_connections(self, group: dict[str, Any]) -> None:
-        """Give a group of connections names and shapes, where they were left out."""
+    def _complete(self, group: dict[str, Any]) -> None:
+        """What a group of connections says of its tensors, where it was left out."""
         size = len(group["params"])
         first = sum(len(g["params"]) for g in self.param_groups if g is not group)
         numbers = [f"param{first + i}" for i in range(size)]

@@ -19,6 +19,7 @@ import argparse
 import csv
 import io
 import multiprocessing
+import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -178,12 +179,12 @@ def take_apart(job: tuple[Setting, Setting, int]) -> dict[str, float | str]:
     digits = split(number)
     mine, others = (structure(train(s.recipe, digits, number)) for s in (ours, theirs))
     kinds = {
-        "own": mine,
-        "other's": others,
-        "own, the other's first layer": mine | {_FIRST: others[_FIRST]},
-        "the other's, own first layer": others | {_FIRST: mine[_FIRST]},
+        "SCL's": mine,
+        "STR's": others,
+        "SCL's with STR's first layer": mine | {_FIRST: others[_FIRST]},
+        "STR's with SCL's first layer": others | {_FIRST: mine[_FIRST]},
     }
-    result: dict[str, float | str] = {"setting": ours.name, "split": number}
+    result: dict[str, float | str] = {"setting": f"{ours.name}, {theirs.name}", "split": number}
     for kind, masks in kinds.items():
         result[kind] = top1(train(ours.recipe, digits, number, masks), digits)
         result[f"density: {kind}"] = density(masks)
@@ -201,7 +202,7 @@ def spread_table(found: list[Setting], results: list[dict[str, float | str]]) ->
         columns = {key: _column(of_runs, key) for key in ("top1", "density", "first_layer")}
         cells = [
             setting.method,
-            setting.knob.replace("s_weight_decay", "s_weight_decay ").replace("lam", "lam ") or "–",
+            re.sub(r"(?=\d)", " ", setting.knob, count=1) or "–",
             "dense" if setting.first_is_dense else "learned",
             _mean_and_error(columns["top1"]),
             f"{100 * columns['density'].mean():.2f} %",
@@ -211,19 +212,24 @@ def spread_table(found: list[Setting], results: list[dict[str, float | str]]) ->
     return "\n".join(rows)
 
 
-def why_table(found: list[Setting], results: list[dict[str, float | str]]) -> str:
+def why_table(results: list[dict[str, float | str]]) -> str:
     rows = [
-        "| structure, trained again | top-1 | density | against the own |",
-        "| --- | --- | --- | --- |",
+        "| of the runs | structure, trained again | top-1 | density | difference |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for name, of_runs in _by_setting(results).items():
-        kinds = [key for key in of_runs[0] if f"density: {key}" in of_runs[0]]
-        own = _column(of_runs, kinds[0])
-        for kind in kinds:
+        for kind in [key for key in of_runs[0] if f"density: {key}" in of_runs[0]]:
             top1s, densities = _column(of_runs, kind), _column(of_runs, f"density: {kind}")
-            against = "–" if kind == kinds[0] else _mean_and_error(top1s - own, sign="+")
-            cells = [kind, _mean_and_error(top1s), f"{100 * densities.mean():.2f} %", against]
-            rows.append(f"| {name}: {' | '.join(cells)} |")
+            base = "SCL's" if kind == "STR's" else kind.partition(" with ")[0]
+            change = _mean_and_error(top1s - _column(of_runs, base), sign="+")
+            cells = [
+                name,
+                kind,
+                _mean_and_error(top1s),
+                f"{100 * densities.mean():.2f} %",
+                "–" if kind == base else f"{change} to {base}",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -311,7 +317,7 @@ def main() -> None:
     write_csv("comparison_splits.csv", results)
     write_csv("comparison_structures.csv", apart)
     put_table("docs/figures/comparison_splits.py", spread_table(found, results))
-    put_table("structures, docs/figures/comparison_splits.py", why_table(found, apart))
+    put_table("structures, docs/figures/comparison_splits.py", why_table(apart))
     atomic_write(_HERE / "comparison_splits.png", draw(found, results))
 
 

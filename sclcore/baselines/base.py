@@ -60,34 +60,9 @@ class Baseline(SparseOptimizer):
             "connections": False,
             **rule,
         }
-        self._reset()
         super().__init__(params, defaults)
 
-    def _reset(self) -> None:
-        """What is no part of the state: it starts anew in a copy of the optimizer."""
-        self.skipped_steps = 0
-        self.grad_norm = math.nan
-        self.held_layers: list[str] = []
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "skipped_steps" not in self.__dict__:
-            self._reset()
-        super().__setstate__(state)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; with `connections: True` its tensors get masks."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            self._validate(group)
-            if group["connections"]:
-                self._name_connections(group)
-        except ValueError:
-            self.param_groups.pop()
-            raise
-
     def _validate(self, group: dict[str, Any]) -> None:
-        """ValueError with one sentence where an option is out of its range."""
         kind = type(self).__name__
         for name in ("lr", "weight_decay"):
             if not group[name] >= 0 or math.isinf(group[name]):
