@@ -118,7 +118,7 @@ def draw_accuracy(
         for index, c in enumerate(comparison.configurations)
         if (x := c.mean(cost)) and (y := c.mean("top1")) is not None
     ]
-    _accuracy_scale(axes, [(y, _deviation(c, "top1") or 0.0) for _, c, _, y in points])
+    accuracy_scale(axes, [(y, _deviation(c, "top1") or 0.0) for _, c, _, y in points])
     if not points:
         axes.set_xticks([])
         return
@@ -200,7 +200,7 @@ def _draw_front(axes: Axes, comparison: Comparison, cost: str) -> None:
     )
 
 
-def _accuracy_scale(axes: Axes, points: list[tuple[float, float]]) -> None:
+def accuracy_scale(axes: Axes, points: list[tuple[float, float]]) -> None:
     """For (mean, deviation): linear, or logarithmic in the error where accuracies are near 100 %.
 
     On a linear axis one network that collapsed would press all good ones into a line.
