@@ -104,20 +104,18 @@ class RegionDecoder:
         if eighths < 8:
             box = _scaled(box, eighths)
         depth = 1 if header.grey else 3
-        if self._decode_box(content, header, box, eighths, mirrored):
-            # One view instead of a chain of reshaping and permuting, which take their time.
-            strides = (box.height * box.width * depth, depth // channels, box.width * depth, depth)
-            return self._tensor.as_strided((1, channels, box.height, box.width), strides)
-        pixels = self._decode_more(content, header, box, eighths)
-        if pixels is None:
-            return None
-        width = pixels.shape[1]
-        crop = self._tensor.as_strided(
-            (1, channels, box.height, box.width),
-            (0, depth // channels, width * depth, depth),
-            (box.top * width + box.left) * depth,
-        )
-        return crop.flip(3) if mirrored else crop
+        first, width = 0, box.width
+        is_done = self._decode_box(content, header, box, eighths, mirrored)
+        if not is_done:
+            pixels = self._decode_more(content, header, box, eighths)
+            if pixels is None:
+                return None
+            width = pixels.shape[1]
+            first = box.top * width + box.left
+        # One view instead of a chain of slices and permutations, each of which takes its time.
+        strides = (box.height * width * depth, depth // channels, width * depth, depth)
+        crop = self._tensor.as_strided((1, channels, box.height, box.width), strides, first * depth)
+        return crop.flip(3) if mirrored and not is_done else crop
 
     def _decode_box(
         self, content: bytes, header: Header, box: Box, eighths: int, mirrored: bool

@@ -7,7 +7,7 @@ seconds of one core: sixteen splits take half an hour on two. Split k holds 450 
 by seed k, and is trained with seed k by every method, so that methods are compared split by split.
 
 Then, why: for SCL and STR at two densities, the structure that was found is trained again from its
-initial weights, from others, and with the first layer's structure of the other method.
+initial weights, as it is and with the first layer of the other method's.
 
 Writes comparison_splits.csv and comparison_structures.csv beside itself, and from them
 comparison_splits.png and three tables of the document, between their comments.
