@@ -25,7 +25,7 @@ figures: .venv/.installed
 clean-demo:
 	rm -rf $(RUN)
 
-.venv/.installed: pyproject.toml setup.py data/_crop.c
+.venv/.installed: pyproject.toml setup.py data/images/_crop.c
 	@$(PYTHON) -c 'import sys; sys.exit("SCL needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 …" if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
 	@echo "setting up .venv, 5.5 GB, once: a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

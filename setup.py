@@ -2,6 +2,10 @@
 
 from setuptools import Extension, setup
 
-# Optional: without a C compiler or libjpeg-turbo's headers, data/jpeg.py decodes with simplejpeg,
-# to the same pixels.
-setup(ext_modules=[Extension("data._crop", ["data/_crop.c"], libraries=["jpeg"], optional=True)])
+# Optional: without a C compiler or libjpeg-turbo's headers, data/images/jpeg.py decodes with
+# simplejpeg, to the same pixels.
+setup(
+    ext_modules=[
+        Extension("data.images._crop", ["data/images/_crop.c"], libraries=["jpeg"], optional=True)
+    ]
+)

@@ -24,10 +24,10 @@ from torchvision.transforms import v2
 
 from benchmarks.common import in_turn, median, median_ratio, options_parser, parse, report, table
 from benchmarks.photographs import jpeg
-from data.augment import ImagenetAugmentation, random_crop_box
+from data.augmentation.imagenet import ImagenetAugmentation, random_crop_box
 from data.config import DataConfig
-from data.jpeg import Box, RegionDecoder, native, read_header
-from data.manifest import ImageStats
+from data.images.jpeg import Box, RegionDecoder, native, read_header
+from data.shards.manifest import ImageStats
 
 SIZE = 224
 TARGET = 1 / 0.9

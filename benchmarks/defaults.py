@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
-from data.sources import digits
+from data.sources.digits import digits
 from launcher.models import SmallConvNet
 from sclcore import SCL, Schedule, Scheduler, connection_groups
 

@@ -13,9 +13,9 @@ On the same shards and cores, with RandomResizedCrop(224) and flip, for 1 and 2 
 
 A round takes each in turn, backwards every other time; quoted are medians over the rounds of
 images per second and of the ratios. Ours may exceed the limit: it decodes no more than a crop
-needs, least of all where data/_crop.c could be built. Without --data DIR (a folder with train/, as
-`scl pack` writes it), photograph-like JPEGs of ImageNet's size distribution are generated: about
-0.75 bytes per pixel, about 400×350.
+needs, least of all where data/images/_crop.c could be built. Without --data DIR (a folder with
+train/, as `scl pack` writes it), photograph-like JPEGs of ImageNet's size distribution are
+generated: about 0.75 bytes per pixel, about 400×350.
 
 Also: seconds to the first batch, and to the first after resuming in the middle of epoch 7, of a set
 of 10,000 shards (links to one); memory of opening it and planning an epoch. With --device cuda,
@@ -38,10 +38,10 @@ from benchmarks import loader_peers as peers
 from benchmarks.common import median, median_ratio, options_parser, parse, report, table
 from benchmarks.loader_costs import first_batch_seconds, gpu_decoding, memory_of, synthetic_set
 from benchmarks.photographs import write_class_folders
-from data.jpeg import native
-from data.manifest import load_manifest
-from data.pack import pack
-from data.sources import imagefolder
+from data.images.jpeg import native
+from data.packing.pack import pack
+from data.shards.manifest import load_manifest
+from data.sources.image_folder import imagefolder
 
 TARGET_LIMIT, TARGET_PEER = 0.9, 1.3
 PEERS = ("webdataset", "timm", "torchvision")
@@ -153,7 +153,7 @@ def measure(options: Any, folder: Path) -> dict[str, Any]:
     size = sum(shard.bytes for shard in manifest.shards) / manifest.samples
     what = f"shards in {options.data}" if options.data else "generated photograph-like JPEGs"
     print(f"{what}, {manifest.samples:,} images of {size / 1000:.0f} KB; batch {batch}")
-    print(f"compiled decoder (data/_crop.c): {'built' if native else 'not built'}")
+    print(f"compiled decoder (data/images/_crop.c): {'built' if native else 'not built'}")
     print_rates(results)
     details = {
         "data": "given" if options.data else "generated",

@@ -14,10 +14,10 @@ import torch
 from benchmarks.loader_peers import SIZE, images_of
 from data.config import DataConfig
 from data.files import sha256_of
-from data.index import SampleIndex
-from data.manifest import INDEX_NAME, load_manifest, write_manifest
-from data.pipeline import open_split, train_stream
-from data.plan import BatchPlan
+from data.shards.index import SampleIndex
+from data.shards.manifest import INDEX_NAME, load_manifest, write_manifest
+from data.stream.pipeline import open_split, train_stream
+from data.stream.plan import BatchPlan
 
 BATCH = 256
 

@@ -21,10 +21,10 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from data.config import DataConfig
-from data.index import SampleIndex
-from data.manifest import INDEX_NAME, load_manifest
-from data.pipeline import open_split, train_stream
-from data.plan import BatchPlan
+from data.shards.index import SampleIndex
+from data.shards.manifest import INDEX_NAME, load_manifest
+from data.stream.pipeline import open_split, train_stream
+from data.stream.plan import BatchPlan
 
 SIZE = 224
 _ENDLESS = 10**6

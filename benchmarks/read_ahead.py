@@ -3,9 +3,9 @@
     python -m benchmarks.read_ahead [--folder DIR] [--quick]
 
 Two processes read every image of one window's shards once, in random order, as data workers do;
-beside them runs nothing, or the read-ahead of data/store.py. Before each round the files are
-dropped from the page cache. Once as fast as the disk gives, once with a pause of 1.5 ms after each
-image, the time a core needs to decode it. The shards are random bytes, 110 KB an image.
+beside them runs nothing, or the read-ahead of data/storage/store.py. Before each round the files
+are dropped from the page cache. Once as fast as the disk gives, once with a pause of 1.5 ms after
+each image, the time a core needs to decode it. The shards are random bytes, 110 KB an image.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Round, median, median_ratio, options_parser, parse, report, table
-from data.reader import ShardReader
-from data.store import read_ahead
+from data.storage.reader import ShardReader
+from data.storage.store import read_ahead
 
 IMAGE = 110_000
 PROCESSES = 2

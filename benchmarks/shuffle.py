@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import options_parser, parse, report, table
-from data import plan
+from data.stream import plan
 
 BYTES_PER_IMAGE = 110_000
 WINDOWS = (16_384, 32_768, 65_536)

@@ -23,8 +23,8 @@ import torch
 import sclcore.optimizer
 from benchmarks.common import options_parser, parse, report, synchronize, table
 from benchmarks.training import single_world
-from data.pack import pack
-from data.sources import digits
+from data.packing.pack import pack
+from data.sources.digits import digits
 from launcher.cluster import World
 from launcher.engine import process_group
 from launcher.loop import train_step

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from data.plan import BatchPlan
+from data.stream.plan import BatchPlan
 from launcher.cluster import World, free_port
 from launcher.engine import EngineConfig, build_engine, process_group
 from launcher.methods import DenseMethod, OptimConfig, SCLMethod

@@ -5,8 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from data.policy import check_policy
-from data.progressive import ProgressiveConfig
+from data.augmentation.progressive import ProgressiveConfig
+from data.augmentation.randaugment import check_policy
 
 
 class DataConfig(BaseModel):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 from torch.optim import Optimizer
 
-from data.plan import BatchPlan
+from data.stream.plan import BatchPlan
 from launcher import rendezvous
 from launcher.cluster import World
 from launcher.errors import UsageError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from data.pipeline import DataConfig, ShardDataset, eval_stream, normalise
+from data.stream.pipeline import DataConfig, ShardDataset, eval_stream, normalise
 from launcher.errors import RunError
 from launcher.ranks import sum_over_ranks
 

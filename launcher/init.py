@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from data.manifest import Manifest
+from data.shards.manifest import Manifest
 from launcher.errors import UsageError
 from launcher.init_files import check_masks, fitted, read_state
 from launcher.models import ModelConfig, create_model

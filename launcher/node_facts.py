@@ -19,7 +19,15 @@ from launcher.recipe import Recipe
 from launcher.run_folder import environment
 
 # What training imports; each of them may be broken on one node alone.
-_IMPORTED = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "data.pipeline", "sclcore")
+_IMPORTED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "deepspeed",
+    "webdataset",
+    "data.stream.pipeline",
+    "sclcore",
+)
 _TOKEN_WITHIN_S = 10.0
 
 
@@ -154,7 +162,7 @@ def _driver() -> str | None:
 def _fingerprint(recipe: Recipe, errors: list[str]) -> str | None:
     """The first digits of the manifests of both splits."""
     from data.errors import DataError
-    from data.pipeline import open_split
+    from data.stream.pipeline import open_split
 
     try:
         prints = [

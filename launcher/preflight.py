@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.manifest import Manifest
-from data.pipeline import ShardDataset, open_split
-from data.plan import BatchPlan, check_feasible
+from data.shards.manifest import Manifest
+from data.stream.pipeline import ShardDataset, open_split
+from data.stream.plan import BatchPlan, check_feasible
 from launcher import checkpoint
 from launcher.checkpoint import Checkpoint
 from launcher.checkpoint_manifest import folders

@@ -12,7 +12,7 @@ from typing import Any, Self, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data.pipeline import DataConfig
+from data.stream.pipeline import DataConfig
 from launcher.checkpoint import CheckpointConfig
 from launcher.engine import EngineConfig
 from launcher.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from data.manifest import Manifest
+from data.shards.manifest import Manifest
 from launcher.cluster import World
 from launcher.errors import UsageError
 from launcher.files import atomic_write

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from data.manifest import Manifest
-from data.mixing import mix, mixed_targets
-from data.pipeline import ShardDataset, normalise, train_stream
-from data.plan import BatchPlan
+from data.augmentation.mixing import mix, mixed_targets
+from data.shards.manifest import Manifest
+from data.stream.pipeline import ShardDataset, normalise, train_stream
+from data.stream.plan import BatchPlan
 from launcher.cluster import World
 from launcher.engine import build_engine
 from launcher.evaluate import evaluate

@@ -16,10 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from data.augmentation.mixing import mix, mixed_targets, pair_parameters
+from data.augmentation.transforms import sample_seed, train_transform
 from data.config import DataConfig
-from data.manifest import ImageStats
-from data.mixing import mix, mixed_targets, pair_parameters
-from data.transforms import sample_seed, train_transform
+from data.shards.manifest import ImageStats
 
 SIZE, COLUMNS = 176, 6
 _IMAGENET = ImageStats(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from launcher.commands import Commands, add_command
 
 if TYPE_CHECKING:
-    from data.doctor import Diagnosis
+    from data.shards.doctor import Diagnosis
 
 _SHOWN = 50
 _MORE = """\
@@ -104,7 +104,7 @@ def _check_cluster(options: argparse.Namespace) -> int:
 
 
 def _check_shards(folders: list[Path], quick: bool, workers: int) -> int:
-    from data.doctor import examine, find_splits
+    from data.shards.doctor import examine, find_splits
 
     splits = [split for folder in folders for split in find_splits(folder)]
     found = [examine(split, quick=quick, workers=workers) for split in splits]

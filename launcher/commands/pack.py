@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from launcher.commands import Commands, add_command, add_group
 
 if TYPE_CHECKING:
-    from data.manifest import Manifest
-    from data.sources import Source
+    from data.shards.manifest import Manifest
+    from data.sources.source import Source
 
 _MORE = "Killed and run again, it goes on where it was; done, it leaves everything as it is."
 
@@ -175,14 +175,14 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack_digits(options: argparse.Namespace) -> int:
-    from data.sources import digits
+    from data.sources.digits import digits
 
     return _pack(options, digits)
 
 
 def _pack_imagenet(options: argparse.Namespace) -> int:
-    from data.ilsvrc import find_files, imagenet
-    from data.pack import check_kind
+    from data.packing.pack import check_kind
+    from data.sources.ilsvrc import find_files, imagenet
 
     def source() -> Source:
         files = find_files(
@@ -201,13 +201,13 @@ def _pack_imagenet(options: argparse.Namespace) -> int:
 
 
 def _pack_imagefolder(options: argparse.Namespace) -> int:
-    from data.sources import imagefolder
+    from data.sources.image_folder import imagefolder
 
     return _pack(options, lambda: imagefolder(options.folder, options.val_fraction))
 
 
 def _pack_huggingface(options: argparse.Namespace) -> int:
-    from data.huggingface import huggingface
+    from data.sources.huggingface import huggingface
 
     def source() -> Source:
         return huggingface(
@@ -221,15 +221,15 @@ def _pack_huggingface(options: argparse.Namespace) -> int:
 
 
 def _pack_torchvision(options: argparse.Namespace) -> int:
-    from data.sources import torchvision_set
+    from data.sources.torchvision_sets import torchvision_set
 
     return _pack(options, lambda: torchvision_set(options.name, options.root))
 
 
 def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
-    from data.contact_sheet import SHEET_NAME, draw_contact_sheet
-    from data.encoding import AS_IT_IS, Encoding
-    from data.pack import pack
+    from data.packing.contact_sheet import SHEET_NAME, draw_contact_sheet
+    from data.packing.encoding import AS_IT_IS, Encoding
+    from data.packing.pack import pack
 
     # Before the source is looked through, which may take minutes.
     encoding = AS_IT_IS
@@ -251,8 +251,8 @@ def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from data.adopt import index_shards
-    from data.contact_sheet import draw_contact_sheet
+    from data.packing.contact_sheet import draw_contact_sheet
+    from data.shards.adopt import index_shards
 
     manifest = index_shards(options.folder, label_from=options.label_from)
     draw_contact_sheet(options.folder, manifest)
@@ -265,8 +265,8 @@ def _show(packed: dict[Path, Manifest]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from data.contact_sheet import SHEET_NAME
-    from data.summary import summarise
+    from data.packing.contact_sheet import SHEET_NAME
+    from data.packing.summary import summarise
 
     table = Table()
     for name in ("split", "samples", "classes", "shards", "MB", "smallest class", "largest class"):

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from data.pipeline import normalise
+from data.stream.pipeline import normalise
 from launcher.engine import accelerator
 from launcher.errors import RunError, UsageError
 from launcher.evaluation.samples import Known, Samples, known_of, open_samples

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
-from data.images import CorruptImage
-from data.manifest import MANIFEST_NAME, ImageStats
-from data.pipeline import DataConfig, eval_stream, open_split
-from data.transforms import eval_transform
+from data.augmentation.transforms import eval_transform
+from data.images.decode import CorruptImage
+from data.shards.manifest import MANIFEST_NAME, ImageStats
+from data.stream.pipeline import DataConfig, eval_stream, open_split
 from launcher.errors import UsageError
 from launcher.recipe import Recipe
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data.errors import DataError
-from data.pipeline import DataConfig, ShardDataset, open_split
+from data.stream.pipeline import DataConfig, ShardDataset, open_split
 from launcher import checkpoint
 from launcher.errors import UsageError
 from launcher.init_files import classifier_of

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from data.pipeline import ShardDataset
+from data.stream.pipeline import ShardDataset
 from launcher.card import write_card
 from launcher.disk_space import shortage
 from launcher.errors import RunError, UsageError

@@ -116,7 +116,7 @@ def test_decoding() -> None:
     mean, largest = zip(*details["differences"].values(), strict=True)
     assert max(mean) < 3 and max(largest) < 64
     for exact in ("simplejpeg", "Pillow", "rows to the crop's end", "the crop alone"):
-        # The last is there if data/_crop.c could be built.
+        # The last is there if data/images/_crop.c could be built.
         assert details["differences"].get(exact, [0, 0]) == [0, 0]
     assert details["differences"]["torchvision, uint8"][1] <= 1
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.pack import pack
-from data.sources import digits
+from data.packing.pack import pack
+from data.sources.digits import digits
 
 MakeTar = Callable[[Path, list[tuple[str, bytes]]], Path]
 MakeFolder = Callable[..., Path]

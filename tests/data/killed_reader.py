@@ -17,10 +17,10 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from data import plan as plan_module
 from data.config import DataConfig
-from data.pipeline import open_split, train_stream
-from data.plan import BatchPlan
+from data.stream import plan as plan_module
+from data.stream.pipeline import open_split, train_stream
+from data.stream.plan import BatchPlan
 
 KILLS = [0] * 17 + [2] * 3  # the workers of each reader
 SEED, BATCH, EPOCHS, WINDOW = 5, 48, 3, 500

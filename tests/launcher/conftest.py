@@ -18,8 +18,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from data.pack import pack
-from data.sources import digits
+from data.packing.pack import pack
+from data.sources.digits import digits
 from launcher import checkpoint
 from launcher.saved_optimizer import SavedOptimizer
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.pipeline import DataConfig, open_split
+from data.stream.pipeline import DataConfig, open_split
 from launcher.errors import RunError
 from launcher.evaluate import evaluate
 from tests.launcher.conftest import Start, finish, run_ranks, scl

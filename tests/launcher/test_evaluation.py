@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from torchmetrics.classification import MulticlassCalibrationError
 
-from data.pipeline import DataConfig, open_split
+from data.stream.pipeline import DataConfig, open_split
 from launcher import cli
 from launcher.errors import RunError, UsageError
 from launcher.evaluation import measures, picture

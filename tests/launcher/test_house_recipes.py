@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from data.config import DataConfig
-from data.pack import pack
-from data.plan import BatchPlan
-from data.sources import ArrayReader, Source
+from data.packing.pack import pack
+from data.sources.source import ArrayReader, Source
+from data.stream.plan import BatchPlan
 from launcher.engine import accumulation_steps
 from launcher.models import model_on_meta
 from launcher.recipe import Recipe, load_recipe

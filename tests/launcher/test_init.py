@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from data.manifest import Manifest, load_manifest
+from data.shards.manifest import Manifest, load_manifest
 from launcher.errors import UsageError
 from launcher.init import (
     Initial,

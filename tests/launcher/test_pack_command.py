@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.manifest import load_manifest
+from data.shards.manifest import load_manifest
 from launcher import cli
 from tests.data.conftest import image_bytes
 from tests.data.imagenet import write_imagenet

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.index import SampleIndex
-from data.manifest import load_manifest
+from data.shards.index import SampleIndex
+from data.shards.manifest import load_manifest
 from launcher import checkpoint
 from tests.launcher.conftest import (
     Start,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.plan import BatchPlan
+from data.stream.plan import BatchPlan
 from launcher import loop
 from launcher.cluster import find_world
 from launcher.engine import EngineConfig, build_engine, process_group

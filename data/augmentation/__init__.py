@@ -1,0 +1,1 @@
+"""What happens to pixels before training, with randomness that belongs to the sample."""

@@ -1,0 +1,152 @@
+"""Writing one shard: the unit of parallel packing and of resuming."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from data.errors import DataError
+from data.files import atomic_file, sha256_of
+from data.packing.encoding import Encoding
+from data.shards.index import ShardRows, scan_shard
+from data.shards.manifest import ShardInfo
+from data.sources.source import Reader
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Samples ``ids`` of a split's reader, to become shard ``number``."""
+
+    folder: Path
+    split: str
+    number: int
+    first: int
+    ids: np.ndarray
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.split / f"shard-{self.number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class DoneShard:
+    """A shard on disk, with what the manifest and the index will say of it."""
+
+    split: str
+    number: int
+    info: ShardInfo
+    rows: ShardRows
+
+
+def shard_tasks(
+    folder: Path, split: str, samples: int, shard_samples: int, seed: int
+) -> list[ShardTask]:
+    """Shuffle ``samples`` by ``seed`` and cut them in even shards of at most ``shard_samples``."""
+    keys = np.random.PCG64(np.random.SeedSequence([seed, samples])).random_raw(samples)
+    order = np.argsort(np.asarray(keys), kind="stable")
+    parts = np.array_split(order, -(-samples // shard_samples))
+    firsts = np.cumsum([0, *(len(part) for part in parts)])
+    return [ShardTask(folder, split, k, int(firsts[k]), part) for k, part in enumerate(parts)]
+
+
+def finished_shard(
+    readers: dict[str, Reader], task: ShardTask
+) -> tuple[ShardTask, DoneShard | None]:
+    """Rescan a shard an earlier run has written; None if it is missing or not what is wanted."""
+    try:
+        done = _scan(task, sha256_of(task.path))
+    except (FileNotFoundError, DataError):
+        return task, None
+    wanted = readers[task.split].labels[task.ids]
+    return task, done if np.array_equal(done.rows.label, wanted) else None
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """Writes the shards of a packing; picklable, so that processes can share the work.
+
+    Attributes:
+        readers: by split.
+        encoding: what happens to the images, and whether captions are written.
+        class_names: for the captions, by label.
+    """
+
+    readers: dict[str, Reader]
+    encoding: Encoding
+    class_names: list[str]
+
+    def __call__(self, task: ShardTask) -> DoneShard:
+        """Write a shard under a temporary name, fsync, read it back, rename, scan.
+
+        The bytes depend on the samples alone: headers have no time, owner or place in them.
+
+        Raises:
+            DataError: a sample that cannot be packed, or a disk that gives back other bytes
+                than were written.
+        """
+        # Imported here since it brings torch, which nothing else in packing needs.
+        from webdataset.writer import TarWriter
+
+        reader = self.readers[task.split]
+        with atomic_file(task.path) as stream:
+            hashed: Any = _Hashed(stream)
+            with TarWriter(hashed, mtime=0, encoder=False) as tar:
+                for position, i in enumerate(task.ids):
+                    tar.write(self._sample(reader, int(i), f"{task.first + position:08d}"))
+            written = hashed.sha256.hexdigest()
+            if _read_back(stream) != written:
+                raise DataError(
+                    f"the disk gave back other bytes than were written for {task.path}; "
+                    "check the disk, then start the same packing again"
+                )
+        return _scan(task, written)
+
+    def _sample(self, reader: Reader, i: int, key: str) -> dict[str, Any]:
+        content, extension, label = reader.read(i)
+        # Pillow has no one class for what may go wrong.
+        try:
+            image, extension = self.encoding.image(content, extension)
+        except Exception as error:
+            raise DataError(
+                f"{reader.where(i)} cannot be made smaller ({error}); repair or remove it"
+            ) from error
+        sample: dict[str, Any] = {"__key__": key, extension: image, "cls": str(label).encode()}
+        caption = self.encoding.caption(self.class_names[label])
+        return sample if caption is None else sample | {"txt": caption}
+
+
+class _Hashed:
+    """A stream to write to that knows the SHA-256 of what was written."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.sha256 = hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.sha256.update(content)
+        return self._stream.write(content)
+
+
+def _read_back(stream: Any) -> str:
+    """Return the SHA-256 of a file as the disk has it."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    # Without this the kernel answers from memory.
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    stream.seek(0)
+    return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _scan(task: ShardTask, sha256: str) -> DoneShard:
+    rows = scan_shard(task.path)
+    info = ShardInfo(
+        name=task.path.name,
+        samples=len(rows.label),
+        bytes=task.path.stat().st_size,
+        sha256=sha256,
+    )
+    return DoneShard(task.split, task.number, info, rows)

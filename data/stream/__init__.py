@@ -1,0 +1,1 @@
+"""From shards to batches: who reads which sample when, workers, memory."""
