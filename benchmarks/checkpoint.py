@@ -40,7 +40,7 @@ from benchmarks.training import (
     engine_config,
     single_world,
 )
-from launcher.checkpoint_write import discard, open_folder, write_parts, writing_thread
+from launcher.checkpoints.write import discard, open_folder, write_parts, writing_thread
 from launcher.engine import process_group
 from launcher.state import bytes_of, copied_to_cpu
 

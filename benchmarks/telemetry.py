@@ -25,7 +25,7 @@ from benchmarks.common import options_parser, parse, report, synchronize, table
 from benchmarks.training import single_world
 from data.packing.pack import pack
 from data.sources.digits import digits
-from launcher.cluster import World
+from launcher.cluster.world import World
 from launcher.engine import process_group
 from launcher.loop import train_step
 from launcher.monitor import Monitor

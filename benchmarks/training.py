@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from data.stream.plan import BatchPlan
-from launcher.cluster import World, free_port
+from launcher.cluster.world import World, free_port
 from launcher.engine import EngineConfig, build_engine, process_group
 from launcher.methods import DenseMethod, OptimConfig, SCLMethod
 
@@ -119,7 +119,7 @@ def engine_and_step(
 
 def _build(model: nn.Module, optimizer: Optimizer, plan: BatchPlan, config: EngineConfig) -> Any:
     # It imports DeepSpeed, which chooses its accelerator then: not before process_group has.
-    from launcher.optimizer_state import OptimizerState, parameter_names
+    from launcher.checkpoints.optimizer_state import OptimizerState, parameter_names
 
     names = parameter_names(model, optimizer)
     engine = build_engine(model, optimizer, plan, clip_grad_norm=None, config=config)

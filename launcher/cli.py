@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     options = parser().parse_args(arguments)
     from data.errors import DataError
-    from launcher.checkpoint import CheckpointError
+    from launcher.checkpoints.checkpoint import CheckpointError
     from launcher.errors import RunError, UsageError
-    from launcher.results import ReportError
+    from launcher.reports.results import ReportError
 
     try:
         return options.command(options)

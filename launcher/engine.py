@@ -18,8 +18,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from data.stream.plan import BatchPlan
-from launcher import rendezvous
-from launcher.cluster import World
+from launcher.cluster import rendezvous
+from launcher.cluster.world import World
 from launcher.errors import UsageError
 
 

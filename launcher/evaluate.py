@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from data.stream.pipeline import DataConfig, ShardDataset, eval_stream, normalise
+from launcher.cluster.ranks import sum_over_ranks
 from launcher.errors import RunError
-from launcher.ranks import sum_over_ranks
 
 
 @torch.no_grad()

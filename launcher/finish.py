@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from launcher import mask_picture, picture, report
 from launcher.errors import RunError
 from launcher.files import atomic_write
+from launcher.reports import mask_picture, picture, report
 from launcher.session import Session
 from launcher.state import Progress
 from launcher.terminal import say

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from launcher.cluster import find_world
+from launcher.cluster.world import find_world
 from launcher.engine import apply_update, process_group
 from launcher.errors import RunError, UsageError
 from launcher.init import read_initial

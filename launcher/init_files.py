@@ -10,8 +10,8 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from launcher import checkpoint
-from launcher.checkpoint_manifest import CheckpointError
+from launcher.checkpoints import checkpoint
+from launcher.checkpoints.manifest import CheckpointError
 from launcher.errors import UsageError
 
 State = dict[str, Tensor]

@@ -10,22 +10,22 @@ from torch import Tensor
 
 from data.errors import DataError
 from launcher import finish, state
-from launcher.checkpoint import Checkpoint
-from launcher.cluster import World
+from launcher.checkpoints.checkpoint import Checkpoint
+from launcher.checkpoints.saver import Saver
+from launcher.cluster.ranks import Agreement, from_main
+from launcher.cluster.watchdog import Watchdog
+from launcher.cluster.world import World
 from launcher.engine import apply_update, process_group
 from launcher.errors import RunError
 from launcher.init import Initial, read_initial
 from launcher.monitor import Monitor
 from launcher.preflight import find_start, open_inputs
-from launcher.ranks import Agreement, from_main
 from launcher.recipe import Recipe
 from launcher.run_folder import lock, write_origin, write_provenance
-from launcher.saver import Saver
 from launcher.session import Session, build_session
 from launcher.target import steer
 from launcher.terminal import say
 from launcher.tracking import Tracker
-from launcher.watchdog import Watchdog
 
 
 def train(session: Session, start: Checkpoint | None) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launcher.cluster.ranks import sum_over_ranks
 from launcher.display import Display
 from launcher.errors import RunError
-from launcher.mask_series import MaskSeries
-from launcher.ranks import sum_over_ranks
 from launcher.session import Session
 from launcher.tracking import Tracker
+from launcher.tracking.mask_series import MaskSeries
 
 
 class Monitor:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from data.shards.manifest import Manifest
 from data.stream.pipeline import ShardDataset, open_split
 from data.stream.plan import BatchPlan, check_feasible
-from launcher import checkpoint
-from launcher.checkpoint import Checkpoint
-from launcher.checkpoint_manifest import folders
-from launcher.disk_space import shortage
+from launcher.checkpoints import checkpoint
+from launcher.checkpoints.checkpoint import Checkpoint
+from launcher.checkpoints.disk_space import shortage
+from launcher.checkpoints.manifest import folders
 from launcher.engine import accumulation_steps
 from launcher.errors import UsageError
 from launcher.models import model_on_meta

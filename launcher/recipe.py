@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data.stream.pipeline import DataConfig
-from launcher.checkpoint import CheckpointConfig
+from launcher.checkpoints.checkpoint import CheckpointConfig
 from launcher.engine import EngineConfig
 from launcher.errors import UsageError
 from launcher.init import InitConfig

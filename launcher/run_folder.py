@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import yaml
 
 from data.shards.manifest import Manifest
-from launcher.cluster import World
+from launcher.cluster.world import World
 from launcher.errors import UsageError
 from launcher.files import atomic_write
 from launcher.recipe import Recipe

@@ -15,13 +15,13 @@ from data.augmentation.mixing import mix, mixed_targets
 from data.shards.manifest import Manifest
 from data.stream.pipeline import ShardDataset, normalise, train_stream
 from data.stream.plan import BatchPlan
-from launcher.cluster import World
+from launcher.checkpoints.optimizer_state import OptimizerState, parameter_names
+from launcher.cluster.ranks import average_batch_norm, sum_over_ranks
+from launcher.cluster.world import World
 from launcher.engine import build_engine
 from launcher.evaluate import evaluate
 from launcher.init import FirstState, Initial, first_masks, hash_weights, initial_model, share
-from launcher.optimizer_state import OptimizerState, parameter_names
 from launcher.preflight import Inputs
-from launcher.ranks import average_batch_norm, sum_over_ranks
 from launcher.recipe import Recipe
 from launcher.target import controller_of
 from sclcore import Scheduler

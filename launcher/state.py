@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher import checkpoint
-from launcher.checkpoint import Checkpoint
-from launcher.errors import RunError
-from launcher.ranks import (
+from launcher.checkpoints import checkpoint
+from launcher.checkpoints.checkpoint import Checkpoint
+from launcher.checkpoints.saved_optimizer import SavedOptimizer, optimizer_part
+from launcher.cluster.ranks import (
     from_main,
     gather_to_main,
     local_state,
     mean_batch_norm,
     restore_local_state,
 )
-from launcher.saved_optimizer import SavedOptimizer, optimizer_part
+from launcher.errors import RunError
 from launcher.session import Session
 from sclcore.sparse import SparseOptimizer, hash_masks
 

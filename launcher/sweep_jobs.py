@@ -19,12 +19,12 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from launcher.cluster import find_world
+from launcher.cluster.world import find_world
 from launcher.engine import accelerator
 from launcher.errors import UsageError
 from launcher.finish import is_finished
 from launcher.preflight import find_start, open_inputs
-from launcher.results import latest, read_run, rows_of
+from launcher.reports.results import latest, read_run, rows_of
 from launcher.sweep import SweepRun
 from launcher.terminal import say
 

@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from data.errors import DataError
-    from launcher.checkpoint import CheckpointError
-    from launcher.cluster import find_world
+    from launcher.checkpoints.checkpoint import CheckpointError
+    from launcher.cluster.world import find_world
     from launcher.errors import RunError, UsageError
     from launcher.loop import run_rank
     from launcher.recipe import load_recipe

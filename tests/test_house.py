@@ -35,5 +35,5 @@ def test_imports_run_downhill(room: str) -> None:
 
 def test_the_rule_sees_an_import_inside_a_function(tmp_path: Path) -> None:
     file = tmp_path / "late.py"
-    file.write_text("def f():\n    from data.plan import BatchPlan\n    return BatchPlan\n")
+    file.write_text("def f():\n    from data.stream.plan import BatchPlan\n    return BatchPlan\n")
     assert imported(file) == {"data"}

@@ -38,7 +38,7 @@ from docs.figures.split_training import density, split, structure, top1, train
 from launcher.compare.figures import accuracy_scale, figure_of, png, put_legend
 from launcher.files import atomic_write
 from launcher.recipe import Recipe
-from launcher.style import GREY, PALE, bare, heading, look_of
+from launcher.reports.style import GREY, PALE, bare, heading, look_of
 from launcher.sweep import load_sweep, plan_sweep
 
 _HERE = Path(__file__).resolve().parent

@@ -86,14 +86,14 @@ def _positive(text: str) -> int:
 
 
 def _ls(options: argparse.Namespace) -> int:
-    from launcher.checkpoint_list import show
+    from launcher.checkpoints.listing import show
 
     show(options.run)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from launcher.checkpoint_tools import damaged
+    from launcher.checkpoints.tools import damaged
 
     wrong = damaged(options.path)
     for path, problems in wrong.items():
@@ -102,7 +102,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from launcher.checkpoint_tools import prune
+    from launcher.checkpoints.tools import prune
 
     verb = "would delete" if options.dry_run else "deleted"
     for path, reason, size in prune(options.run, keep=options.keep, dry_run=options.dry_run):
@@ -111,7 +111,7 @@ def _prune(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from launcher.checkpoint_tools import to_model, to_whole
+    from launcher.checkpoints.tools import to_model, to_whole
 
     {"model": to_model, "whole": to_whole}[options.to](options.checkpoint, options.out)
     print(options.out)

@@ -91,8 +91,8 @@ def _check_cluster(options: argparse.Namespace) -> int:
     if options.shards:
         raise UsageError("--cluster takes the shards from the recipe: leave them out")
     try:
-        from launcher.cluster import find_world
-        from launcher.cluster_check import check_cluster
+        from launcher.cluster.check import check_cluster
+        from launcher.cluster.world import find_world
         from launcher.recipe import load_recipe
     except ImportError as error:
         raise UsageError(

@@ -40,7 +40,7 @@ def _forecast(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
     from launcher.forecast import forecast_recipe
     from launcher.recipe import load_recipe
-    from launcher.results import percent
+    from launcher.reports.results import percent
 
     if not 0 < options.share < 1:
         raise UsageError(f"--share is {options.share}; it must lie between 0 and 1")

@@ -79,7 +79,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from launcher import mask_picture, picture, report
+    from launcher.reports import mask_picture, picture, report
 
     print(picture.draw(options.run))
     if (masks := mask_picture.draw(options.run)) is not None:

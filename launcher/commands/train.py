@@ -33,13 +33,13 @@ def _train(options: argparse.Namespace) -> int:
 
 def start_run(path: Path, overrides: list[str], ranks: int | None) -> int:
     """Train the recipe `path`, or go on with it, to the end; returns the exit code."""
-    from launcher import report
-    from launcher.cluster import find_world
+    from launcher.cluster.spawn import train_on_ranks
+    from launcher.cluster.world import find_world
     from launcher.finish import is_finished
     from launcher.init import read_initial
     from launcher.preflight import find_start, open_inputs
     from launcher.recipe import load_recipe
-    from launcher.spawn import train_on_ranks
+    from launcher.reports import report
     from launcher.train import main as rank_main
 
     if ranks is not None:

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from launcher.compare.configurations import Comparison, Configuration
 from launcher.compare.figures import PANEL, Titles, figure_of, looks, put_legend
-from launcher.results import Course, Run
-from launcher.style import GREY, accuracy_axis, bare, by_epoch, density_axis, heading
+from launcher.reports.results import Course, Run
+from launcher.reports.style import GREY, accuracy_axis, bare, by_epoch, density_axis, heading
 
 # More names than these are no legend any more.
 MOST_NAMES = 12

@@ -18,8 +18,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from launcher.compare.configurations import Comparison, Configuration
 from launcher.compare.table import shown
-from launcher.results import si
-from launcher.style import GREY, INK, PALE, accuracy_axis, bare, heading, look_of
+from launcher.reports.results import si
+from launcher.reports.style import GREY, INK, PALE, accuracy_axis, bare, heading, look_of
 
 DPI = 100
 _FRONT: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 2))}

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from launcher.compare.configurations import Comparison, Configuration
 from launcher.compare.courses import strengths_of
 from launcher.compare.figures import PANEL, Titles, figure_of, looks, put_legend
-from launcher.results import percent
-from launcher.style import GREY, INK, bare, heading, nothing_yet, short
+from launcher.reports.results import percent
+from launcher.reports.style import GREY, INK, bare, heading, nothing_yet, short
 
 # Bars of more configurations, or layers, are a thicket.
 _MOST_BARS, _MOST_GROUPS = 3, 10

@@ -15,7 +15,7 @@ from launcher.compare.figures import Titles, draw_accuracy, figure_of, looks
 from launcher.compare.layers import layers, sparse
 from launcher.compare.svg import svg
 from launcher.compare.table import COLUMNS, differences_grid, front_of, headline, shown
-from launcher.style import GREY, INK
+from launcher.reports.style import GREY, INK
 
 _SIGNS = {"o": "●", "D": "◆", "s": "■", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
 # The methods' colours on a dark page; ink and grey change with it by themselves.

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from launcher.compare.figures import Titles
-from launcher.style import GREY, INK, PALE
+from launcher.reports.style import GREY, INK, PALE
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK = "{http://www.w3.org/1999/xlink}"

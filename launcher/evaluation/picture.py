@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launcher.style import GREY, INK, PALE, bare, heading, look_of, short
+from launcher.reports.style import GREY, INK, PALE, bare, heading, look_of, short
 
 # More bars than this cannot be told apart; the table and the file have all classes.
 _BARS = 24

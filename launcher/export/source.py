@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from data.stream.pipeline import DataConfig, ShardDataset, open_split
-from launcher import checkpoint
+from launcher.checkpoints import checkpoint
 from launcher.errors import UsageError
 from launcher.init_files import classifier_of
 from launcher.models import ModelConfig, create_model
-from launcher.results import read_run
+from launcher.reports.results import read_run
 from sclcore.export import ExportError, load_compact
 from sclcore.export.compact import read_header
 

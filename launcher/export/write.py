@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from data.stream.pipeline import ShardDataset
-from launcher.card import write_card
-from launcher.disk_space import shortage
+from launcher.checkpoints.disk_space import shortage
 from launcher.errors import RunError, UsageError
 from launcher.export.formats import FORMATS, Job, Options, Written
 from launcher.export.source import Described, Source, open_source
 from launcher.files import fsync_dir, remove_leftovers, temporary_beside
-from launcher.results import ReportError
+from launcher.reports.card import write_card
+from launcher.reports.results import ReportError
 from sclcore.export import ExportError
 from sclcore.export.folding import fold_batch_norm
 from sclcore.export.graphs import same_outputs

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.files import atomic_write
-from launcher.results import ReportError, read_run
+from launcher.reports.results import ReportError, read_run
 from launcher.tracking.charts import charts_of
 from launcher.tracking.config import TrackingConfig
 from launcher.tracking.lines import Lines

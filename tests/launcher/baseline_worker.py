@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from launcher.cluster import World, find_world
+from launcher.cluster.world import World, find_world
 from launcher.engine import process_group
 from launcher.init import Initial
 from launcher.loop import train

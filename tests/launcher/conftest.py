@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from data.packing.pack import pack
 from data.sources.digits import digits
-from launcher import checkpoint
-from launcher.saved_optimizer import SavedOptimizer
+from launcher.checkpoints import checkpoint
+from launcher.checkpoints.saved_optimizer import SavedOptimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

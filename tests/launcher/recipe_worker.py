@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from launcher.cluster import World, find_world
+from launcher.cluster.world import World, find_world
 from launcher.engine import EngineConfig, process_group
 from launcher.loop import train_step
 from launcher.monitor import Monitor

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from launcher import checkpoint
-from launcher.checkpoint_manifest import read_manifest
-from launcher.checkpoint_tools import to_whole
-from launcher.saved_optimizer import SavedOptimizer
+from launcher.checkpoints import checkpoint
+from launcher.checkpoints.manifest import read_manifest
+from launcher.checkpoints.saved_optimizer import SavedOptimizer
+from launcher.checkpoints.tools import to_whole
 from tests.faults.published import difference, series
 from tests.launcher.conftest import (
     Start,

@@ -10,7 +10,7 @@ from launcher.errors import UsageError
 from launcher.models import model_on_meta
 from launcher.preflight import open_inputs
 from launcher.recipe import load_recipe
-from launcher.results import read_run
+from launcher.reports.results import read_run
 from launcher.target import controller_of
 from tests.launcher.conftest import Start, finish, run_ranks, scl, summary
 from tests.launcher.test_resume import assert_identical, segment

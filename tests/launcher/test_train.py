@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from data.shards.index import SampleIndex
 from data.shards.manifest import load_manifest
-from launcher import checkpoint
+from launcher.checkpoints import checkpoint
 from tests.launcher.conftest import (
     Start,
     assert_same_to_rounding,

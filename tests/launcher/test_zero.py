@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launcher import checkpoint
+from launcher.checkpoints import checkpoint
 from launcher.models import create_model
 from launcher.recipe import load_recipe
 from sclcore.connections import find_connections

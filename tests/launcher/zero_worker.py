@@ -11,10 +11,10 @@ from torch import nn
 
 from data.stream.plan import BatchPlan
 from launcher import loop
-from launcher.cluster import find_world
+from launcher.checkpoints.optimizer_state import OptimizerState, parameter_names
+from launcher.cluster.world import find_world
 from launcher.engine import EngineConfig, build_engine, process_group
 from launcher.errors import RunError
-from launcher.optimizer_state import OptimizerState, parameter_names
 from launcher.recipe import load_recipe
 from launcher.train import main
 from sclcore import SCL, connection_groups

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from launcher import checkpoint
+from launcher.checkpoints import checkpoint
 from tests.slurm.cluster import Slurm, missing, wait_for
 from tests.slurm.jobs import (
     ON_CPU,

@@ -1,0 +1,1 @@
+"""What a run saves and continues from: written, published, listed, pruned, read."""

@@ -1,0 +1,1 @@
+"""Ranks: where they are, how they start, meet, agree and end; what nodes are like."""

@@ -1,0 +1,90 @@
+"""Where the ranks of a run meet: a store that rank 0 keeps at MASTER_ADDR:MASTER_PORT.
+
+Whoever reaches the store can speak to the ranks as one of them, so it listens no further than it
+was told to: at an address, such as the 127.0.0.1 of `scl train`, at that alone. Only where
+MASTER_ADDR is a name does it listen at all of the node's addresses: to the node itself, its name
+often means another address than to its peers.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+from launcher.cluster.world import World
+from launcher.errors import RunError, UsageError
+
+
+def join(world: World, backend: str, device: torch.device, timeout: timedelta) -> None:
+    """Make torch's process group of all ranks, this one's on `device`. Collective.
+
+    Raises RunError when rank 0, or another, is not there in time.
+    """
+    try:
+        store = PrefixStore("ranks", open_store(world, timeout))
+    except dist.DistNetworkError as error:
+        raise RunError(
+            f"nobody answers at {world.master_addr}, port {world.master_port}: rank 0 has ended or "
+            "did not start, and its output says why, or MASTER_ADDR and MASTER_PORT do not lead "
+            "to it from here"
+        ) from error
+    try:
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=world.rank,
+            world_size=world.world_size,
+            timeout=timeout,
+            # NCCL connects at once then, not in the first collective.
+            device_id=device if device.type == "cuda" and world.world_size > 1 else None,
+        )
+    except dist.DistStoreError as error:
+        raise RunError(
+            f"not all {world.world_size} ranks came to {world.master_addr}, port "
+            f"{world.master_port}, within {timeout.total_seconds():.0f} s: one has ended or did "
+            "not start, and its output says why"
+        ) from error
+
+
+def open_store(world: World, timeout: timedelta) -> TCPStore:
+    """The common store; rank 0 keeps it, unless torchrun does.
+
+    Raises UsageError when rank 0 cannot listen there, RuntimeError when nobody does within
+    `timeout`.
+    """
+    address = (world.master_addr, world.master_port)
+    keeps = world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not keeps:
+        return TCPStore(*address, is_master=False, timeout=timeout, wait_for_workers=False)
+    listening = _listen(*address)
+    return TCPStore(
+        *address,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        host, version = "", 6 if socket.has_dualstack_ipv6() else 4
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    try:
+        return socket.create_server(
+            (host, port), family=family, backlog=2048, dualstack_ipv6=not host and version == 6
+        )
+    except OSError as error:
+        raise UsageError(
+            f"rank 0 cannot listen at {host or 'any address'}, port {port} ({error.strerror}): if "
+            "the port is taken, choose another with MASTER_PORT; MASTER_ADDR must be an address "
+            "or the name of rank 0's node"
+        ) from error
