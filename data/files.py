@@ -1,20 +1,55 @@
-"""Writing files so that a reader never sees a half-written one."""
+"""Writing files so that a kill at any moment leaves either the old content or the new, whole."""
+
+from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
+import secrets
+import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
+_HOST = socket.gethostname().replace("-", "_")
+# Tells this process from a dead one that had the same host name and pid (in containers, pid 1).
+_TOKEN = secrets.token_hex(4)
+_TEMPORARY = re.compile(r"^\.tmp-.+-(?P<host>[^-]*)-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})$")
+# What another host left cannot be asked whether it still lives; after a day nobody writes to it.
+_ABANDONED_AFTER_S = 24 * 3600
+
+
+def temporary_beside(path: Path) -> Path:
+    """The hidden name, in the same folder, under which this process prepares `path`."""
+    return path.with_name(f".tmp-{path.name}-{_HOST}-{os.getpid()}-{_TOKEN}")
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in folder `path` durable. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network and FUSE file systems have no such thing as syncing a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path``; on success it is fsynced and renamed to ``path``.
+    """Open a temporary file beside `path`; when the block ends it replaces `path`, durably.
 
-    On an exception the temporary file is removed and ``path`` is left as it was.
+    After an exception `path` is as it was, and nothing is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("w+b") as stream:
             yield stream
@@ -24,27 +59,64 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    fsync_dir(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    # A rename survives a power cut only once the folder itself is on disk.
-    descriptor = os.open(folder, os.O_RDONLY)
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Replace the file `path` by `content` (text as UTF-8), durably and in one step.
+
+    Raises OSError, in which case `path` is as it was.
+    """
+    with atomic_file(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete folder `path`; killed half-way, it is gone under its own name all the same."""
+    doomed = temporary_beside(path)
+    path.rename(doomed)
+    fsync_dir(path.parent)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Delete what dead processes left half-written in `folder`; the names deleted.
+
+    Temporary names of living processes stay, as do those of other hosts until they are a day old.
+    """
+    removed = []
+    for entry in sorted(folder.glob(".tmp-*")):
+        if not _is_abandoned(entry):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+        removed.append(entry.name)
+    return removed
+
+
+def _is_abandoned(entry: Path) -> bool:
+    match = _TEMPORARY.match(entry.name)
+    if match is None:
+        return False
+    if match["host"] == _HOST:
+        if int(match["pid"]) == os.getpid():
+            return match["token"] != _TOKEN
+        if not psutil.pid_exists(int(match["pid"])):
+            return True
+    return _newest_change(entry) < time.time() - _ABANDONED_AFTER_S
+
+
+def _newest_change(entry: Path) -> float:
+    """Seconds since the epoch; infinity if the entry is just now being renamed or deleted."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_leftovers(folder: Path) -> int:
-    """Delete the temporary files a killed ``atomic_file`` left in ``folder``; return how many."""
-    leftovers = list(folder.glob(".*.tmp"))
-    for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
-    return len(leftovers)
+        return max(path.stat().st_mtime for path in (entry, *entry.glob("*")))
+    except FileNotFoundError:
+        return float("inf")
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read piece by piece."""
+    """The hex SHA-256 of a file, read piece by piece."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from data.files import atomic_write
 from launcher.errors import RunError
-from launcher.files import atomic_write
 from launcher.reports import mask_picture, picture, report
 from launcher.session import Session
 from launcher.state import Progress

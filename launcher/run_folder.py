@@ -13,10 +13,10 @@ from typing import Any, TextIO
 
 import yaml
 
+from data.files import atomic_write
 from data.shards.manifest import Manifest
 from launcher.cluster.world import World
 from launcher.errors import UsageError
-from launcher.files import atomic_write
 from launcher.recipe import Recipe
 
 _PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "wandb", "numpy")

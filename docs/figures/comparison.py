@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from data.files import atomic_write
 from launcher.compare import Comparison, Configuration, Stat, compare_runs
 from launcher.compare.figures import accuracy, png
-from launcher.files import atomic_write
 
 _DOCS = Path(__file__).resolve().parents[1]
 _KNOBS = ("method.lam", "method.density", "method.s_weight_decay")

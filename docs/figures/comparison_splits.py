@@ -33,10 +33,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from data.files import atomic_write
 from docs.figures.comparison import put_table
 from docs.figures.split_training import density, split, structure, top1, train
 from launcher.compare.figures import accuracy_scale, figure_of, png, put_legend
-from launcher.files import atomic_write
 from launcher.recipe import Recipe
 from launcher.reports.style import GREY, PALE, bare, heading, look_of
 from launcher.sweep import load_sweep, plan_sweep

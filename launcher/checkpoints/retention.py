@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from data.files import atomic_write, remove_tree
 from launcher.checkpoints.manifest import Evaluation, Manifest, problems
-from launcher.files import atomic_write, remove_tree
 
 _log = logging.getLogger("scl.checkpoint")
 

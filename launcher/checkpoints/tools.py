@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from data.files import remove_tree, temporary_beside
 from launcher.checkpoints.checkpoint import Checkpoint, CheckpointConfig, load_part, read, verify
 from launcher.checkpoints.disk_space import in_units, shortage
 from launcher.checkpoints.manifest import (
@@ -25,7 +26,6 @@ from launcher.checkpoints.retention import point, superfluous, updated_front
 from launcher.checkpoints.saved_optimizer import SavedOptimizer, layout_of, optimizer_part
 from launcher.checkpoints.write import discard, finish_folder, write_parts
 from launcher.errors import UsageError
-from launcher.files import remove_tree, temporary_beside
 from launcher.run_folder import lock
 
 

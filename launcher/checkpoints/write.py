@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from data.files import fsync_dir, remove_leftovers, temporary_beside
 from launcher.checkpoints.checkpoint import PART_NAME, Checkpoint, foreign_types, opened
 from launcher.checkpoints.disk_space import shortage
 from launcher.checkpoints.manifest import (
@@ -31,7 +32,6 @@ from launcher.checkpoints.manifest import (
     manifests,
 )
 from launcher.checkpoints.retention import retire
-from launcher.files import fsync_dir, remove_leftovers, temporary_beside
 
 _log = logging.getLogger("scl.checkpoint")
 # A network file system may show a node what another has made there only after a while.

@@ -35,8 +35,8 @@ def add(commands: Commands) -> None:
 def _retrain(options: argparse.Namespace) -> int:
     import yaml
 
+    from data.files import atomic_write
     from launcher.commands.train import start_run
-    from launcher.files import atomic_write
     from launcher.preflight import open_inputs
     from launcher.retrain import retrain_recipe
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from data.files import atomic_write
 from launcher.compare.configurations import Comparison
 from launcher.compare.courses import courses
 from launcher.compare.figures import accuracy, png
@@ -12,7 +13,6 @@ from launcher.compare.layers import layers
 from launcher.compare.page import page
 from launcher.compare.table import MADE_BY, as_csv, as_json
 from launcher.errors import UsageError
-from launcher.files import atomic_write
 
 _NAMES = ("accuracy.png", "curves.png", "layers.png", "table.csv", "table.json", "index.html")
 

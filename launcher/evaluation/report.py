@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data.files import atomic_write
 from launcher.errors import UsageError
 from launcher.evaluation import measures, picture
 from launcher.evaluation.predictions import predict_run
-from launcher.files import atomic_write
 
 FILES = ("eval.json", "eval.png")
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from data.files import fsync_dir, remove_leftovers, temporary_beside
 from data.stream.pipeline import ShardDataset
 from launcher.checkpoints.disk_space import shortage
 from launcher.errors import RunError, UsageError
 from launcher.export.formats import FORMATS, Job, Options, Written
 from launcher.export.source import Described, Source, open_source
-from launcher.files import fsync_dir, remove_leftovers, temporary_beside
 from launcher.reports.card import write_card
 from launcher.reports.results import ReportError
 from sclcore.export import ExportError

@@ -16,7 +16,7 @@ import timm
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from launcher.files import atomic_write
+from data.files import atomic_write
 from launcher.recipe import Recipe, load_recipe
 from launcher.reports.results import Layer, latest, name_of, percent, read_run, rows_of
 

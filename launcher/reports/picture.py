@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from launcher.files import atomic_write
+from data.files import atomic_write
 from launcher.reports.results import (
     Course,
     Layer,

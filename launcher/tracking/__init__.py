@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.files import atomic_write
+from data.files import atomic_write
 from launcher.reports.results import ReportError, read_run
 from launcher.tracking.charts import charts_of
 from launcher.tracking.config import TrackingConfig

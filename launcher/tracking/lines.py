@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launcher.files import atomic_write
+from data.files import atomic_write
 from launcher.tracking.values import json_of
 
 _log = logging.getLogger("scl.tracking")

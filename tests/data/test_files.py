@@ -1,10 +1,98 @@
 """Writing files whole."""
 
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from data import files
 from data.files import atomic_file, sha256_of
+
+
+def test_atomic_write_replaces_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    target = tmp_path / "note"
+    files.atomic_write(target, "one")
+    files.atomic_write(target, b"two")
+    assert target.read_bytes() == b"two"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["note"]
+
+
+def test_atomic_write_respects_the_umask(tmp_path: Path) -> None:
+    target, plain = tmp_path / "note", tmp_path / "plain"
+    files.atomic_write(target, "x")
+    plain.write_text("x")
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_failed_write_keeps_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "note"
+    files.atomic_write(target, "old")
+
+    def full_disk(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        files.atomic_write(target, "new")
+    assert target.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["note"]
+
+
+def test_data_is_synced_before_the_rename_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "note"
+    seen: list[tuple[str, bool]] = []
+    real = os.fsync
+
+    def recording(handle: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file"
+        seen.append((kind, target.exists()))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", recording)
+    files.atomic_write(target, "x")
+    assert seen == [("file", False), ("folder", True)]
+
+
+def _dead_pid() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
+    host = files._HOST
+    dead, parent, me = _dead_pid(), os.getppid(), os.getpid()
+    abandoned = [
+        f".tmp-step-1-{host}-{dead}-0123abcd",
+        # The pid is ours, the token is not: an earlier process of the same number.
+        f".tmp-step-1-{host}-{me}-0123abcd",
+        f".tmp-old-elsewhere-{dead}-0123abcd",
+    ]
+    alive = [
+        files.temporary_beside(tmp_path / "step-1").name,
+        f".tmp-step-1-{host}-{parent}-0123abcd",
+        f".tmp-step-1-elsewhere-{dead}-0123abcd",
+        ".tmp-of-somebody-else",
+    ]
+    for name in (*abandoned, *alive):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").touch()
+    long_ago = time.time() - 2 * 24 * 3600
+    for path in (tmp_path / abandoned[2], tmp_path / abandoned[2] / "content"):
+        os.utime(path, (long_ago, long_ago))
+
+    assert sorted(files.remove_leftovers(tmp_path)) == sorted(abandoned)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(alive)
 
 
 def test_sha256_of_a_known_content(tmp_path: Path) -> None:

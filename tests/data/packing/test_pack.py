@@ -160,7 +160,7 @@ def test_an_undecodable_file_ends_the_packing_by_name(
     with pytest.raises(DataError, match=r"a\.4\.png is not an image that can be decoded"):
         pack(imagefolder(root), tmp_path / "out", shard_samples=3, workers=workers, progress=False)
     assert not (tmp_path / "out/train/manifest.json").exists()
-    assert not list((tmp_path / "out/train").glob(".*.tmp"))
+    assert not list((tmp_path / "out/train").glob(".tmp-*"))
 
 
 def test_shard_sizes() -> None:
@@ -194,7 +194,7 @@ def test_killed_in_mid_shard_and_resumed(packed_digits: Path, tmp_path: Path) ->
     assert done.returncode == -signal.SIGKILL
     shards = sorted((out / "train").glob("shard-*.tar"))
     assert len(shards) == 699 // 85
-    assert list((out / "train").glob(".*.tmp")), "it was to be killed in the middle of a shard"
+    assert list((out / "train").glob(".tmp-*")), "it was to be killed in the middle of a shard"
     with pytest.raises(DataError, match="no manifest"):
         load_manifest(out / "train")
     kept = {path: path.stat().st_mtime_ns for path in shards}

@@ -24,11 +24,11 @@ def _piece(name: str, start: int, length: int) -> Pieces:
     }
 
 
-def _saved(root: Path, *ranks: Pieces) -> SavedOptimizer:
+def _saved(root: Path, *ranks: Pieces, counter: str = "updates") -> SavedOptimizer:
     """What ranks holding these pieces would have saved."""
     parts = {optimizer_part(rank): pieces for rank, pieces in enumerate(ranks) if pieces}
     layout = {part: layout_of(pieces) for part, pieces in parts.items()}
-    meta = {"optimizer": {"updates": [3], "pieces": layout}}
+    meta = {"optimizer": {counter: [3], "pieces": layout}}
     return SavedOptimizer(save(root, step=1, parts=parts, meta=meta, keep=1))
 
 
@@ -47,6 +47,10 @@ def test_any_stretch_is_read_from_any_cut(tmp_path: Path) -> None:
     whole = saved.whole()
     assert whole["a"]["shape"] == [4, 5]
     assert torch.equal(whole["a"]["values"]["weight"].view(4, 5), WHOLE["a"])
+
+
+def test_the_counter_of_version_0_1_0_is_read(tmp_path: Path) -> None:
+    assert _saved(tmp_path, _piece("a", 0, 20), counter="draws").updates == [3]
 
 
 def test_a_rank_opens_only_the_files_it_needs(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from launcher.files import atomic_write
+from data.files import atomic_write
 from launcher.recipe import Recipe
 from launcher.tracking import Tracker
 from sclcore.connections import LayerBudget
