@@ -334,15 +334,15 @@ import os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 from launcher.checkpoints import checkpoint as ck
-from tests.launcher import checkpoints
+from tests.launcher.checkpoints import saving
 
 WATCHED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 def save(root, step, generation, size=50, best=True):
     parts = {"model": {"w": torch.full((size, 40), float(step))}, "rank-00000": {"seed": step}}
     meta = {"at": step, "generation": generation}
-    evaluation = checkpoints.evaluation(step / 100) if best else None
-    checkpoints.save(root, step=step, parts=parts, meta=meta, keep=1, evaluation=evaluation)
+    evaluation = saving.evaluation(step / 100) if best else None
+    saving.save(root, step=step, parts=parts, meta=meta, keep=1, evaluation=evaluation)
 
 def child(work):
     pid = os.fork()
