@@ -22,9 +22,10 @@ from torch import Tensor
 
 from sclcore.geometry import geometry_of
 from sclcore.guard import keep_layers_alive, may_die
-from sclcore.holdings import Holdings, check_alike
+from sclcore.holdings import Holdings
 from sclcore.observe import Observation, observe
 from sclcore.passes import bounds_of, first_pass, normalisers, options_of, second_pass, total_norm
+from sclcore.pieces import check_alike
 from sclcore.shards import Shard, check_shards
 from sclcore.sparse import SparseOptimizer
 from sclcore.step import get_proxy
