@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from launcher.baselines import MagnitudeMethod, RigLMethod, STRMethod
 from launcher.errors import UsageError
 from sclcore import SCL, Schedule, connection_groups
+from sclcore.weights import undecayed
 
 
 class OptimConfig(BaseModel):
@@ -37,7 +38,7 @@ class OptimConfig(BaseModel):
         default=1e-4,
         ge=0,
         description="L2 decay of weights (latent ones under scl), decoupled and times lr with "
-        "adamw; none on norms, biases",
+        "adamw; none on norms, biases and what timm's models except (position embeddings)",
     )
     clip_grad_norm: float | None = Field(
         default=None,
@@ -200,11 +201,12 @@ class DenseMethod(BaseModel):
     name: Literal["dense"] = Field(description="keep every connection")
 
     def optimizer(self, model: nn.Module, optim: OptimConfig, example: Tensor) -> Optimizer:
-        """torch's SGD or AdamW; biases and norm parameters are not decayed, as under `scl`."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        """torch's SGD or AdamW; the same parameters are decayed as under `scl`."""
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        spared = undecayed(model)
         groups = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for n, p in parameters.items() if n not in spared]},
+            {"params": [p for n, p in parameters.items() if n in spared], "weight_decay": 0.0},
         ]
         if optim.name == "adamw":
             return torch.optim.AdamW(
@@ -214,7 +216,7 @@ class DenseMethod(BaseModel):
                 eps=optim.eps,
                 weight_decay=optim.weight_decay,
                 # As SCL's; there is none on the meta device, where only shapes are checked.
-                fused=not any(p.is_meta for p in parameters),
+                fused=not any(p.is_meta for p in parameters.values()),
             )
         return torch.optim.SGD(
             groups,

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
 from sclcore.geometry import parse_n_m
+from sclcore.weights import undecayed
 
 _OPTIONS = {
     *("lr", "lam", "mask_lr", "momentum", "mask_momentum", "nesterov", "weight_decay"),
@@ -83,7 +84,8 @@ def connection_groups(
     is the number of times the weight is used in one forward pass of `example_input` (a tensor or a
     tuple of positional arguments, batch size 1; only its shape counts) divided by the mean over all
     connections, so that λ keeps its meaning. `options` (lam, mask_lr, proxy …) go to the group of
-    connections. Biases and norm parameters get `weight_decay: 0`, as is the custom of the field.
+    connections. Of what stays dense, biases, norm parameters and those that the model itself names
+    (`no_weight_decay()`, as timm's) get `weight_decay: 0`, as is the custom of the field.
 
     `granularity` is what lives or dies together: each `weight`, each `kernel` of a convolution (the
     k × k weights between two channels), or all weights of an output `feature`. `n_m`, such as
@@ -119,12 +121,12 @@ def connection_groups(
             **options,
         }
     ]
-    matrices = [(n, p) for n, p in rest if p.ndim > 1]
-    vectors = [(n, p) for n, p in rest if p.ndim <= 1]
-    if matrices:
-        groups.append({"params": matrices, "connections": False})
-    if vectors:
-        groups.append({"params": vectors, "connections": False, "weight_decay": 0.0})
+    spared = undecayed(model)
+    decayed, others = ([(n, p) for n, p in rest if (n in spared) == kind] for kind in (False, True))
+    if decayed:
+        groups.append({"params": decayed, "connections": False})
+    if others:
+        groups.append({"params": others, "connections": False, "weight_decay": 0.0})
     return groups
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 WEIGHT_RULES = ("sgd", "adamw")
 BUFFERS = {"momentum": "momentum_buffer", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 """Field of `Piece` → key in the state, of the tensor's shape. A group counts its updates."""
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Names of the parameters that weight decay leaves alone, as is the custom of the field.
+
+    Vectors, which are biases and parameters of norms, and whatever `model.no_weight_decay()` names,
+    as timm's vision transformers do: position embeddings and class tokens.
+    """
+    named = getattr(model, "no_weight_decay", set)()
+    return {name for name, p in model.named_parameters() if p.ndim <= 1 or name in named}
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,28 @@ def test_groups_hold_each_trainable_parameter_once() -> None:
     assert "lam" not in vectors
 
 
+class Embedded(nn.Module):
+    """A Linear on tokens with a position embedding and a class token, as timm's transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 4))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.other = nn.Parameter(torch.zeros(2, 4))
+        self.head = nn.Linear(4, 3)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "cls_token", "dist_token"}
+
+
+def test_what_the_model_names_is_not_decayed() -> None:
+    connections, decayed, spared = connection_groups(Embedded())
+    assert [n for n, _ in connections["params"]] == ["head.weight"]
+    assert [n for n, _ in decayed["params"]] == ["other"] and "weight_decay" not in decayed
+    assert [n for n, _ in spared["params"]] == ["pos_embed", "cls_token", "head.bias"]
+    assert spared["weight_decay"] == 0.0
+
+
 def test_a_model_without_connections_is_refused() -> None:
     with pytest.raises(ValueError, match="no connections to learn"):
         connection_groups(nn.Sequential(nn.BatchNorm2d(3)))
