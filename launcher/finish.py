@@ -9,7 +9,7 @@ import torch
 
 from data.files import atomic_write
 from launcher.errors import RunError
-from launcher.reports import mask_picture, picture, report
+from launcher.reports import report
 from launcher.session import Session
 from launcher.state import Progress
 from launcher.terminal import say
@@ -80,6 +80,9 @@ def _write_results(session: Session, tracker: Tracker | None, progress: Progress
         "checkpoints": folder / "checkpoints",
     }
     tracker.summary(summary | {"artifacts": {key: str(path) for key, path in artifacts.items()}})
+    # Only one rank draws, at the end: nobody else waits for matplotlib to be imported.
+    from launcher.reports import mask_picture, picture
+
     masks_picture = mask_picture.draw(folder)
     picture.draw(folder)
     _give_to_tracker(session, tracker, summary, masks_picture)
