@@ -79,14 +79,18 @@ def test_a_sharded_run_gives_the_same_network(
 def test_accumulation_and_clipping_in_every_stage(
     smooth: Path, tmp_path: Path, start: Start
 ) -> None:
-    """Clipped at half of what the gradient has at first, so that it acts."""
-    clip, pieces = "optim.clip_grad_norm=0.5", "engine.max_micro_batch=20"
-    whole = finished(start, smooth, tmp_path / "whole", clip, ranks=1)
+    """Clipped at half of what the gradient has at first, so that it acts.
+
+    42 updates: with four seeds no mask variable was further off than 2e-5. In 112 clipped ones
+    features get so thin that rounding, divided by their small gradient, came to 0.1 with one seed.
+    """
+    clip, pieces = ("optim.clip_grad_norm=0.5", "optim.epochs=3"), "engine.max_micro_batch=20"
+    whole = finished(start, smooth, tmp_path / "whole", *clip, ranks=1)
     norms = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert max(line.get("train/grad_norm", 0) for line in norms) > 0.5
     for stage in (0, 1, 2):
         run_dir = tmp_path / f"stage{stage}"
-        finished(start, smooth, run_dir, clip, pieces, f"engine.zero_stage={stage}")
+        finished(start, smooth, run_dir, *clip, pieces, f"engine.zero_stage={stage}")
         assert_same_to_rounding(run_dir, whole)
 
 
