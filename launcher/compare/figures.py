@@ -19,7 +19,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from launcher.compare.configurations import Comparison, Configuration
 from launcher.compare.table import shown
 from launcher.reports.results import si
-from launcher.reports.style import GREY, INK, PALE, accuracy_axis, bare, heading, look_of
+from launcher.reports.style import (
+    GREY,
+    INK,
+    PALE,
+    accuracy_axis,
+    bare,
+    heading,
+    look_of,
+    note_above,
+)
 
 DPI = 100
 _FRONT: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 2))}
@@ -222,16 +231,7 @@ def accuracy_scale(axes: Axes, points: list[tuple[float, float]]) -> None:
     ticks = [t for t in _ACCURACY_TICKS if bottom <= t <= top]
     axes.set_yticks(ticks, [f"{100 * t:g} %" for t in ticks])
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.annotate(
-        "logarithmic in the error",
-        (1, 1),
-        xycoords="axes fraction",
-        xytext=(0, 7),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9.5,
-        color=GREY,
-    )
+    note_above(axes, "logarithmic in the error")
 
 
 def _log_axis(axes: Axes, values: list[float], cost: str) -> None:

@@ -14,7 +14,7 @@ from launcher.compare.configurations import Comparison, Configuration
 from launcher.compare.courses import strengths_of
 from launcher.compare.figures import PANEL, Titles, figure_of, looks, put_legend
 from launcher.reports.results import percent
-from launcher.reports.style import GREY, INK, bare, heading, nothing_yet, short
+from launcher.reports.style import INK, bare, heading, note_above, nothing_yet, short
 
 # Bars of more configurations, or layers, are a thicket.
 _MOST_BARS, _MOST_GROUPS = 3, 10
@@ -149,13 +149,4 @@ def _draw_map(
     )
     axes.set_xlim(-0.5, len(found) - 0.5)
     axes.tick_params(axis="y", labelcolor=INK)
-    axes.annotate(
-        "the darker, the denser",
-        (1, 1),
-        xycoords="axes fraction",
-        xytext=(0, 7),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9.5,
-        color=GREY,
-    )
+    note_above(axes, "the darker, the denser")

@@ -31,6 +31,7 @@ from launcher.reports.style import (
     by_epoch,
     density_axis,
     heading,
+    note_above,
     nothing_yet,
     short,
 )
@@ -223,16 +224,7 @@ def _draw_layers(axes: Axes, layers: list[Layer]) -> None:
 def _row_labels(axes: Axes, rows: list[Layer], positions: list[float], size: float) -> None:
     right = (0.988 - axes.get_position().x0) / axes.get_position().width
     across = axes.get_yaxis_transform()
-    axes.annotate(
-        "live / all connections",
-        (right, 1),
-        xycoords="axes fraction",
-        xytext=(0, 7),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9.5,
-        color=GREY,
-    )
+    note_above(axes, "live / all connections", right)
     for row, y in zip(rows, positions, strict=True):
         bold = "bold" if row is rows[-1] else "normal"
         axes.annotate(

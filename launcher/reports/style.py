@@ -17,6 +17,20 @@ def heading(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK, pad=7)
 
 
+def note_above(axes: Axes, text: str, right: float = 1.0) -> None:
+    """Opposite the heading, in small print; it ends at `right`, a share of the axes' width."""
+    axes.annotate(
+        text,
+        (right, 1),
+        xycoords="axes fraction",
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9.5,
+        color=GREY,
+    )
+
+
 def bare(axes: Axes, *, grid: Literal["x", "y"]) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
