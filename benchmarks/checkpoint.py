@@ -41,8 +41,8 @@ from benchmarks.training import (
     single_world,
 )
 from launcher.checkpoints.write import discard, open_folder, write_parts, writing_thread
-from launcher.engine import process_group
-from launcher.state import bytes_of, copied_to_cpu
+from launcher.run.engine import process_group
+from launcher.run.state import bytes_of, copied_to_cpu
 
 BATCHES = {"cpu": 8, "cuda": 128}
 ROUNDS = 5

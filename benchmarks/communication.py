@@ -36,7 +36,7 @@ from benchmarks.training import (
     warm_up,
     zero_stages,
 )
-from launcher.engine import EngineConfig
+from launcher.recipe.engine import EngineConfig
 
 MODELS = ("resnet50", "mobilenetv2_100")
 RANKS, STEPS, TARGET = 2, 2, 1.005

@@ -31,7 +31,8 @@ from benchmarks.training import (
     single_world,
     warm_up,
 )
-from launcher.engine import EngineConfig, process_group
+from launcher.recipe.engine import EngineConfig
+from launcher.run.engine import process_group
 
 MODELS = ("resnet50", "mobilenetv2_100", "vit_small_patch16_224")
 BATCHES = {"cpu": (8, 32), "cuda": (64, 128, 256)}

@@ -40,7 +40,7 @@ from benchmarks.training import (
     on_ranks,
     warm_up,
 )
-from launcher.engine import EngineConfig
+from launcher.recipe.engine import EngineConfig
 from sclcore import SCL, connection_groups
 
 MODELS = ("resnet50", "vit_small_patch16_224")

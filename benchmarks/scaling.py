@@ -45,7 +45,7 @@ from benchmarks.training import (
     on_ranks,
     warm_up,
 )
-from launcher.engine import EngineConfig
+from launcher.recipe.engine import EngineConfig
 from sclcore.connections import find_connections
 
 MODELLED = [2**power for power in range(11)]

@@ -26,13 +26,14 @@ from benchmarks.training import single_world
 from data.packing.pack import pack
 from data.sources.digits import digits
 from launcher.cluster.world import World
-from launcher.engine import process_group
-from launcher.loop import train_step
-from launcher.monitor import Monitor
-from launcher.preflight import open_inputs
-from launcher.recipe import Recipe, load_recipe
-from launcher.session import Session, build_session
-from launcher.state import Progress
+from launcher.recipe.load import load_recipe
+from launcher.recipe.recipe import Recipe
+from launcher.run.build import build
+from launcher.run.engine import process_group
+from launcher.run.inputs import open_inputs
+from launcher.run.monitor import Monitor
+from launcher.run.progress import Progress
+from launcher.run.step import train_step
 from launcher.tracking import Tracker
 
 _RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "digits_scl.yaml"
@@ -78,27 +79,37 @@ class Clock:
 
 def measure(recipe: Recipe, world: World, device: torch.device, epochs: int) -> dict[str, Any]:
     """Train one epoch to warm up and `epochs` more."""
-    session = build_session(recipe, open_inputs(recipe, 1), world, device)
+    inputs = open_inputs(recipe, 1)
+    learner, course = build(inputs, world, device)
     tracker = Tracker(recipe.folder, recipe.tracking, run_name=recipe.name, recipe={})
-    monitor, progress, clock = Monitor(session, tracker), Progress(), Clock(device)
+    monitor, progress, clock = Monitor(inputs, learner, tracker), Progress(), Clock(device)
     calls = ("before_step", "after_micro_batch", "after_step", "start_epoch", "end_epoch")
     clock.around(monitor, *calls)
-    clock.around(session.optimizer, "_add_flips")
+    clock.around(learner.optimizer, "_add_flips")
     observe = sclcore.optimizer.observe
     clock.around(sclcore.optimizer, "observe")
-    batches = session.batches(0)
+    batches = inputs.batches(0, 0)
+
+    def train_epochs(epochs: range) -> None:
+        for epoch in epochs:
+            monitor.start_epoch(epoch, done=0)
+            learner.engine.train()
+            for _ in range(inputs.steps_per_epoch):
+                train_step(learner, course, batches, inputs.accumulation, progress, monitor)
+            monitor.end_epoch(epoch, progress.step, {"val/top1": 0.0})
+
     try:
-        train_epochs(session, monitor, progress, batches, range(1))
+        train_epochs(range(1))
         clock.seconds = 0.0
         synchronize(device)
         began = time.perf_counter()
-        train_epochs(session, monitor, progress, batches, range(1, 1 + epochs))
+        train_epochs(range(1, 1 + epochs))
         synchronize(device)
         taken = time.perf_counter() - began
     finally:
         sclcore.optimizer.observe = observe
         tracker.close()
-    steps = epochs * session.plan.steps_per_epoch
+    steps = epochs * inputs.steps_per_epoch
     return {
         "log_every": recipe.tracking.log_every,
         "steps": steps,
@@ -106,17 +117,6 @@ def measure(recipe: Recipe, world: World, device: torch.device, epochs: int) -> 
         "telemetry_ms": 1e3 * clock.seconds / steps,
         "ratio": taken / (taken - clock.seconds),
     }
-
-
-def train_epochs(
-    session: Session, monitor: Monitor, progress: Progress, batches: Any, epochs: range
-) -> None:
-    for epoch in epochs:
-        monitor.start_epoch(epoch, done=0)
-        session.engine.train()
-        for _ in range(session.plan.steps_per_epoch):
-            train_step(session, batches, progress, monitor)
-        monitor.end_epoch(epoch, progress.step, {"val/top1": 0.0})
 
 
 def main() -> None:

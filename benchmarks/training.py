@@ -20,8 +20,10 @@ from torch.optim import Optimizer
 
 from data.stream.plan import BatchPlan
 from launcher.cluster.world import World, free_port
-from launcher.engine import EngineConfig, build_engine, process_group
-from launcher.methods import DenseMethod, OptimConfig, SCLMethod
+from launcher.recipe.engine import EngineConfig
+from launcher.recipe.method import DenseMethod, OptimConfig, SCLMethod
+from launcher.run.engine import build_engine, process_group
+from launcher.run.optimizer import build_optimizer
 
 METHODS = {"scl": SCLMethod(name="scl", lam=0.1), "dense": DenseMethod(name="dense")}
 CLASSES = 1000
@@ -104,7 +106,7 @@ def engine_and_step(
     )
     model = load.network().to(device)
     example = torch.empty(1, 3, load.image_size, load.image_size)
-    optimizer = METHODS[method].optimizer(model, optim, example)
+    optimizer = build_optimizer(METHODS[method], optim, model, example)
     engine = _build(model, optimizer, plan, config)
     engine.train()
     images, labels = load.samples(device)
@@ -119,7 +121,7 @@ def engine_and_step(
 
 def _build(model: nn.Module, optimizer: Optimizer, plan: BatchPlan, config: EngineConfig) -> Any:
     # It imports DeepSpeed, which chooses its accelerator then: not before process_group has.
-    from launcher.checkpoints.optimizer_state import OptimizerState, parameter_names
+    from launcher.run.optimizer_state import OptimizerState, parameter_names
 
     names = parameter_names(model, optimizer)
     engine = build_engine(model, optimizer, plan, clip_grad_norm=None, config=config)

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launcher.engine import accumulation_steps
 from launcher.models import model_on_meta
-from launcher.recipe import Recipe, load_recipe
+from launcher.recipe.engine import accumulation_steps
+from launcher.recipe.load import load_recipe
+from launcher.recipe.recipe import Recipe
+from launcher.run.optimizer import build_optimizer
 from sclcore import SCL
 from sclcore.connections import layer_budgets, weight_uses
 from sclcore.weights import buffers_of
@@ -132,7 +134,7 @@ def saved_for_backward(model: nn.Module, image: Tensor) -> int:
 
 def state_of(recipe: Recipe, model: nn.Module, image: Tensor) -> State:
     """In float32, as `autocast` trains."""
-    optimizer = recipe.method.optimizer(model, recipe.optim, image)
+    optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
     floats = 0
     for group in optimizer.param_groups:
         numel = sum(p.numel() for p in group["params"])

@@ -47,19 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand. Exit codes: 0 done, 2 usage, 1 failed, 128 + n stopped by signal n."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     options = parser().parse_args(arguments)
-    from data.errors import DataError
-    from launcher.checkpoints.checkpoint import CheckpointError
-    from launcher.errors import RunError, UsageError
-    from launcher.reports.results import ReportError
+    from launcher.errors import UserError
 
     try:
         return options.command(options)
-    except (UsageError, DataError, CheckpointError, ReportError) as error:
+    except UserError as error:
         say(f"error: {error}")
-        return 2
-    except RunError as error:
-        say(f"error: {error}")
-        return 1
+        return error.exit_code
 
 
 def parser() -> argparse.ArgumentParser:

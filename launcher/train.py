@@ -12,11 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
-import time
-import traceback
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -25,8 +21,6 @@ if __name__ == "__main__" and not __package__:
 
 from launcher.arguments import add_recipe_options
 from launcher.terminal import say
-
-_OTHERS_END_WITHIN_S = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,61 +32,29 @@ def main(arguments: list[str] | None = None) -> int:
     add_recipe_options(parser)
     options = parser.parse_args(arguments)
 
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    from data.errors import DataError
-    from launcher.checkpoints.checkpoint import CheckpointError
     from launcher.cluster.world import find_world
-    from launcher.errors import RunError, UsageError
-    from launcher.loop import run_rank
-    from launcher.recipe import load_recipe
+    from launcher.errors import UserError
+    from launcher.recipe.load import load_recipe
+    from launcher.run.prepare import prepare
+    from launcher.run.rank import run_rank
 
-    world = None
     try:
         world = find_world()
-        world.export()
-        with logging_redirect_tqdm():
-            return run_rank(load_recipe(options.recipe, options.overrides), world)
-    except (UsageError, DataError, CheckpointError, RunError) as error:
-        if world is None or world.is_main:
-            say(f"error: {error}")
-        else:
-            # All ranks come to the same verdict and rank 0 says it; then the launcher ends this
-            # one. Unless only this one is in trouble: its node may lack the data.
-            time.sleep(_OTHERS_END_WITHIN_S)
-            say(f"error: rank {world.rank}: {error}")
-        return 1 if isinstance(error, RunError) else 2
-    except Exception as error:
-        where = f"rank {world.rank}" if world else "this process"
-        if is_lost_connection(error):
-            say(f"{where} ends because another rank did: {str(error).splitlines()[0]}")
-            # Launchers report the first to end. That must be the rank that broke: it is gone
-            # already, but a launcher that looks once a second could see this one before it.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(_OTHERS_END_WITHIN_S)
-        else:
-            say(f"error: {where} failed:\n{traceback.format_exc()}")
-        return 1
-
-
-def is_lost_connection(error: Exception) -> bool:
-    """Whether a collective failed because a peer is gone: an effect, never the first cause."""
-    import torch.distributed
-
-    if isinstance(error, torch.distributed.DistBackendError):
-        return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error)
+    except UserError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    return run_rank(
+        world,
+        lambda: prepare(
+            load_recipe(options.recipe, options.overrides),
+            world.world_size,
+            is_main=world.is_main,
+        ),
+    )
 
 
 if __name__ == "__main__":
     code = main()
-    if code == 0:
-        # All is written: a signal from here on must not make a failure of it.
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code:
-        # The interpreter's own exit waits for threads of collectives that will never complete, and
-        # for W&B's service, which a signal to all processes of a rank has ended already.
-        os._exit(code)
+    from launcher.run.rank import end_process
+
+    end_process(code)

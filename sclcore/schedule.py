@@ -108,10 +108,12 @@ class Scheduler:
                 if key in group:
                     group.setdefault(f"initial_{key}", group[key])
 
-    def set_progress(self, progress: float) -> None:
+    def set_progress(self, progress: float, *, lam: float | None = None) -> None:
         """Set lr, λ and the mask learning rate of every group for `progress` ∈ [0, 1].
 
-        A group with a `progress` of its own (`sclcore.baselines`) has its schedule and is told.
+        `lam` is the λ that the schedule's factor applies to, where it is steered; None for the
+        group's own. Nothing else sets λ. A group with a `progress` of its own
+        (`sclcore.baselines`) has its schedule and is told.
         """
         factors = {
             "lr": self.schedule.lr_factor(progress),
@@ -123,7 +125,8 @@ class Scheduler:
                 group["progress"] = progress
             for key, factor in factors.items():
                 if key in group:
-                    group[key] = group[f"initial_{key}"] * factor
+                    base = group[f"initial_{key}"] if key != "lam" or lam is None else lam
+                    group[key] = base * factor
 
 
 def _half_cosine(x: float) -> float:

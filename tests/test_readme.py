@@ -16,7 +16,8 @@ import yaml
 
 from launcher import cli
 from launcher.models import model_on_meta
-from launcher.recipe import load_recipe
+from launcher.recipe.load import load_recipe
+from launcher.run.optimizer import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -83,7 +84,7 @@ def test_the_granularities_of_the_document_fit_resnet50() -> None:
     values = yaml.safe_load(text)["method"]["granularity"]
     recipe = load_recipe(ROOT / "recipes/resnet50_scl.yaml", [f"method.granularity={values}"])
     model, image = model_on_meta(recipe.model, num_classes=1000, in_chans=3, image_size=64)
-    [group, *_] = recipe.method.optimizer(model, recipe.optim, image).param_groups
+    [group, *_] = build_optimizer(recipe.method, recipe.optim, model, image).param_groups
     granularity = dict(zip(group["names"], group["granularity"], strict=True))
     assert granularity["fc.weight"] == "weight" and granularity["layer1.0.conv2.weight"] == "kernel"
 

@@ -37,9 +37,9 @@ from data.files import atomic_write
 from docs.figures.comparison import put_table
 from docs.figures.split_training import density, split, structure, top1, train
 from launcher.compare.figures import accuracy_scale, figure_of, png, put_legend
-from launcher.recipe import Recipe
+from launcher.recipe.recipe import Recipe
 from launcher.reports.style import GREY, PALE, bare, heading, look_of
-from launcher.sweep import load_sweep, plan_sweep
+from launcher.start.sweep import load_sweep, plan_sweep
 
 _HERE = Path(__file__).resolve().parent
 _RECIPES = _HERE.parents[1] / "recipes" / "compare_digits"

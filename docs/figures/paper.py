@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from launcher.reports.results import ReportError, Run, read_run
+from launcher.folder.results import ReportError, Run, read_run
 
 LAMBDAS = ("0.05", "0.1", "0.15", "0.25", "0.4", "0.6", "0.9")
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.defaults import shifted
-from launcher.methods import DenseMethod
 from launcher.models import create_model
-from launcher.recipe import Recipe
+from launcher.recipe.method import DenseMethod
+from launcher.recipe.recipe import Recipe
+from launcher.run.optimizer import build_optimizer
 from sclcore import Scheduler
 
 _HELD_BACK = 450
@@ -46,7 +47,7 @@ def train(recipe: Recipe, digits: Digits, seed: int, masks: Masks | None = None)
     torch.manual_seed(seed)
     model = create_model(recipe.model, num_classes=10, in_chans=1)
     method = recipe.method if masks is None else DenseMethod(name="dense")
-    optimizer = method.optimizer(model, recipe.optim, torch.empty(1, 1, 8, 8))
+    optimizer = build_optimizer(method, recipe.optim, model, torch.empty(1, 1, 8, 8))
     scheduler = Scheduler(optimizer, recipe.schedule)
     generator = torch.Generator().manual_seed(seed)
     batch = recipe.optim.global_batch_size

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launcher.reports.results import percent
+from launcher.folder.results import percent
 
 _NOTHING = (
     "Dense kernels multiply zeros like other numbers: single connections that are missing make no "

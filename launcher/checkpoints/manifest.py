@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from data.files import sha256_of
+from launcher.errors import UserError
 
 FORMAT_VERSION = 2
 
@@ -21,7 +22,7 @@ _FOLDER = re.compile(r"^step-(?P<step>\d{8,})(?:\.(?P<revision>\d+))?$")
 _READERS = min(8, os.cpu_count() or 1)
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """What went wrong with a checkpoint, in words meant for the user."""
 
 

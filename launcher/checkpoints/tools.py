@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from data.files import remove_tree, temporary_beside
-from launcher.checkpoints.checkpoint import Checkpoint, CheckpointConfig, load_part, read, verify
+from launcher.checkpoints.checkpoint import Checkpoint, load_part, read, verify
 from launcher.checkpoints.disk_space import in_units, shortage
 from launcher.checkpoints.manifest import (
     CheckpointError,
@@ -26,7 +26,8 @@ from launcher.checkpoints.retention import point, superfluous, updated_front
 from launcher.checkpoints.saved_optimizer import SavedOptimizer, layout_of, optimizer_part
 from launcher.checkpoints.write import discard, finish_folder, write_parts
 from launcher.errors import UsageError
-from launcher.run_folder import lock
+from launcher.folder.lock import lock
+from launcher.recipe.checkpoint import CheckpointConfig
 
 
 def root_of(run: Path) -> Path:

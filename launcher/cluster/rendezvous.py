@@ -62,7 +62,7 @@ def open_store(world: World, timeout: timedelta) -> TCPStore:
     keeps = world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not keeps:
         return TCPStore(*address, is_master=False, timeout=timeout, wait_for_workers=False)
-    listening = _listen(*address)
+    listening = world.listening or listen(*address)
     return TCPStore(
         *address,
         is_master=True,
@@ -72,7 +72,8 @@ def open_store(world: World, timeout: timedelta) -> TCPStore:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at `host`, at any free port where `port` is 0. Raises UsageError."""
     try:
         version = ipaddress.ip_address(host).version
     except ValueError:

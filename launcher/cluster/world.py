@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from launcher.errors import UsageError
 
@@ -21,6 +21,8 @@ class World:
     master_addr: str
     master_port: int
     source: str
+    listening: socket.socket | None = field(default=None, compare=False, repr=False)
+    """Where rank 0 of `scl train` listens already: at a port that nobody else can have taken."""
 
     @property
     def is_main(self) -> bool:

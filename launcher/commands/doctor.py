@@ -91,9 +91,9 @@ def _check_cluster(options: argparse.Namespace) -> int:
     if options.shards:
         raise UsageError("--cluster takes the shards from the recipe: leave them out")
     try:
-        from launcher.cluster.check import check_cluster
         from launcher.cluster.world import find_world
-        from launcher.recipe import load_recipe
+        from launcher.doctor.check import check_cluster
+        from launcher.recipe.load import load_recipe
     except ImportError as error:
         raise UsageError(
             f"the environment of this node is not complete ({error}): install it, or let all nodes "

@@ -38,9 +38,9 @@ def add(commands: Commands) -> None:
 
 def _forecast(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
-    from launcher.forecast import forecast_recipe
-    from launcher.recipe import load_recipe
-    from launcher.reports.results import percent
+    from launcher.folder.results import percent
+    from launcher.recipe.load import load_recipe
+    from launcher.start.forecast import forecast_recipe
 
     if not 0 < options.share < 1:
         raise UsageError(f"--share is {options.share}; it must lie between 0 and 1")

@@ -36,9 +36,9 @@ def _retrain(options: argparse.Namespace) -> int:
     import yaml
 
     from data.files import atomic_write
-    from launcher.commands.train import start_run
-    from launcher.preflight import open_inputs
-    from launcher.retrain import retrain_recipe
+    from launcher.run.inputs import open_inputs
+    from launcher.start.retrain import retrain_recipe
+    from launcher.start.train import start_run
 
     overrides = list(options.overrides)
     if options.ranks is not None:

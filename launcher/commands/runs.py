@@ -89,7 +89,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _recipe(options: argparse.Namespace) -> int:
-    from launcher.recipe import describe
+    from launcher.recipe.describe import describe
 
     print(describe())
     return 0

@@ -40,8 +40,8 @@ def add(commands: Commands) -> None:
 
 def _sweep(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
-    from launcher.sweep import load_sweep, plan_sweep
-    from launcher.sweep_jobs import check_runs, default_jobs, run_all
+    from launcher.start.sweep import load_sweep, plan_sweep
+    from launcher.start.sweep_jobs import check_runs, default_jobs, run_all
     from launcher.terminal import say
 
     if options.jobs is not None and options.jobs < 1:

@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.compare.entries import Entry, read_entries
 from launcher.compare.pareto import pareto_front
-from launcher.reports.results import ReportError
+from launcher.folder.results import ReportError
 
 # What does not make a run another configuration: who it is, and how it is recorded and kept.
 _IDENTITY = ("name", "run_dir", "seed", "tracking", "checkpoint")

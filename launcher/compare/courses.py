@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from launcher.compare.configurations import Comparison, Configuration
 from launcher.compare.figures import PANEL, Titles, figure_of, looks, put_legend
-from launcher.reports.results import Course, Run
+from launcher.folder.results import Course, Run
 from launcher.reports.style import GREY, accuracy_axis, bare, by_epoch, density_axis, heading
 
 # More names than these are no legend any more.

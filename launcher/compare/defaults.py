@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from launcher.compare.entries import Entry
 
 # Here and not where it is used: importing it brings PyTorch, a few seconds.
-from launcher.recipe import Recipe
+from launcher.recipe.recipe import Recipe
 
 
 def filled(entry: Entry) -> Entry:

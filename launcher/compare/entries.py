@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launcher.reports.results import (
+from launcher.folder.results import (
     ReportError,
     Run,
     is_number,

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from launcher.compare.configurations import Comparison, Configuration
 from launcher.compare.table import shown
-from launcher.reports.results import si
+from launcher.folder.results import si
 from launcher.reports.style import (
     GREY,
     INK,

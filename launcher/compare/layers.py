@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from launcher.compare.configurations import Comparison, Configuration
 from launcher.compare.courses import strengths_of
 from launcher.compare.figures import PANEL, Titles, figure_of, looks, put_legend
-from launcher.reports.results import percent
+from launcher.folder.results import percent
 from launcher.reports.style import INK, bare, heading, note_above, nothing_yet, short
 
 # Bars of more configurations, or layers, are a thicket.

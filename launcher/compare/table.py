@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launcher.compare.configurations import Comparison, Configuration, Stat
-from launcher.reports.results import percent, si
+from launcher.folder.results import percent, si
 
 MADE_BY = "scl compare"
 _DIFFERENT = "What differs between the recipes"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.compare.entries import Entry
-from launcher.reports.results import ReportError, Run
+from launcher.folder.results import ReportError, Run
 from launcher.tracking.mode import resolve_mode
 
 _TIMEOUT_S = 30

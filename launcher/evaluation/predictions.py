@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from data.stream.pipeline import normalise
-from launcher.engine import accelerator
+from launcher.cluster.accelerator import accelerator
 from launcher.errors import RunError, UsageError
 from launcher.evaluation.samples import Known, Samples, known_of, open_samples
-from launcher.init_files import read_state
 from launcher.models import create_model
-from launcher.recipe import Recipe, load_recipe
+from launcher.models.weights import read_state
+from launcher.recipe.load import load_recipe
+from launcher.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from data.images.decode import CorruptImage
 from data.shards.manifest import MANIFEST_NAME, ImageStats
 from data.stream.pipeline import DataConfig, eval_stream, open_split
 from launcher.errors import UsageError
-from launcher.recipe import Recipe
+from launcher.recipe.recipe import Recipe
 
 Batch = dict[str, Tensor]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import UsageError
-from launcher.evaluate import evaluate
 from launcher.export.sizes import sizes
 from launcher.export.source import Source
+from launcher.run.validate import evaluate
 from sclcore import connection_groups, layer_budgets, weight_uses
 from sclcore.connections import LayerBudget, find_connections
 from sclcore.export import (

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launcher.reports.results import percent
+from launcher.folder.results import percent
 
 
 def show(report: dict[str, Any], out: Path, console: Console | None = None) -> None:

@@ -19,9 +19,10 @@ from data.errors import DataError
 from data.stream.pipeline import DataConfig, ShardDataset, open_split
 from launcher.checkpoints import checkpoint
 from launcher.errors import UsageError
-from launcher.init_files import classifier_of
-from launcher.models import ModelConfig, create_model
-from launcher.reports.results import read_run
+from launcher.folder.results import read_run
+from launcher.models import create_model
+from launcher.models.weights import classifier_of
+from launcher.recipe.model import ModelConfig
 from sclcore.export import ExportError, load_compact
 from sclcore.export.compact import read_header
 

@@ -22,8 +22,8 @@ from launcher.checkpoints.disk_space import shortage
 from launcher.errors import RunError, UsageError
 from launcher.export.formats import FORMATS, Job, Options, Written
 from launcher.export.source import Described, Source, open_source
+from launcher.folder.results import ReportError
 from launcher.reports.card import write_card
-from launcher.reports.results import ReportError
 from sclcore.export import ExportError
 from sclcore.export.folding import fold_batch_norm
 from sclcore.export.graphs import same_outputs

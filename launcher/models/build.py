@@ -6,16 +6,15 @@ import difflib
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from launcher.errors import UsageError
 from launcher.models.cifar import CifarResNet, CifarVGG, WideResNet
 from launcher.models.small import LeNet5Caffe, LeNet300100, SmallConvNet
+from launcher.recipe.model import ModelConfig
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "small_convnet": SmallConvNet,
@@ -27,17 +26,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cifar_wrn28_10": partial(WideResNet, depth=28, width=10),
 }
 """What timm does not have, called with num_classes, in_chans and the recipe's kwargs."""
-
-
-class ModelConfig(BaseModel):
-    """Which network."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(description="any timm model, or one of " + ", ".join(MODELS))
-    kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="passed to the model (drop_path_rate, width …)"
-    )
 
 
 def create_model(config: ModelConfig, *, num_classes: int, in_chans: int) -> nn.Module:

@@ -17,8 +17,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from data.files import atomic_write
-from launcher.recipe import Recipe, load_recipe
-from launcher.reports.results import Layer, latest, name_of, percent, read_run, rows_of
+from launcher.folder.results import Layer, latest, name_of, percent, read_run, rows_of
+from launcher.recipe.load import load_recipe
+from launcher.recipe.recipe import Recipe
 
 CARD = "README.md"
 _PAPER = "[Sparse Connectivity Learning](https://arxiv.org/abs/2201.05020)"

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from data.files import atomic_write
-from launcher.reports.results import Run, is_number, name_of, read_run
+from launcher.folder.results import Run, is_number, name_of, read_run
 from launcher.reports.style import GREY, INK, bare, heading, nothing_yet, short
 from sclcore.telemetry import HISTOGRAM_EDGES
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from data.files import atomic_write
-from launcher.reports.results import (
+from launcher.folder.results import (
     Course,
     Layer,
     Run,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launcher.reports.results import latest, name_of, read_run, rows_of
+from launcher.folder.results import latest, name_of, read_run, rows_of
 
 
 def table(run_dir: Path, dense: dict[str, Any] | None = None) -> Table:

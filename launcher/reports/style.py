@@ -8,7 +8,7 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from launcher.reports.results import Course
+from launcher.folder.results import Course
 
 INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
 

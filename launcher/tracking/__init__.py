@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data.files import atomic_write
-from launcher.reports.results import ReportError, read_run
+from launcher.folder.results import ReportError, read_run
+from launcher.recipe.tracking import TrackingConfig
 from launcher.tracking.charts import charts_of
-from launcher.tracking.config import TrackingConfig
 from launcher.tracking.lines import Lines
 from launcher.tracking.mode import Mode
 from launcher.tracking.values import Histogram, json_of, number

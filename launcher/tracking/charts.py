@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launcher.reports.results import Run, is_number
+from launcher.folder.results import Run, is_number
 
 # W&B shows that many rows of a table; of a longer course, epochs are left out evenly.
 _MAX_ROWS = 10_000

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from launcher.recipe.tracking import TrackingConfig
 from launcher.tracking.charts import Charts
-from launcher.tracking.config import TrackingConfig
 from launcher.tracking.mode import Mode, resolve_mode
 from launcher.tracking.series import SERIES
 from launcher.tracking.values import Histogram

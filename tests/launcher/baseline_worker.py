@@ -7,19 +7,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import torch
 
 from launcher.cluster.world import World, find_world
-from launcher.engine import process_group
-from launcher.init import Initial
-from launcher.loop import train
-from launcher.preflight import Inputs, find_start, open_inputs
-from launcher.recipe import Recipe, load_recipe
-from launcher.run_folder import write_provenance
-from launcher.session import build_session
+from launcher.folder.provenance import write_provenance
+from launcher.recipe.load import load_recipe
+from launcher.recipe.recipe import Recipe
+from launcher.run.build import build
+from launcher.run.engine import process_group
+from launcher.run.initial import Initial
+from launcher.run.inputs import Inputs, find_start, open_inputs
+from launcher.run.loop import train
 
 CUT = 17
 METHODS = {
@@ -34,13 +36,15 @@ def settings(method: str, out: Path, name: str) -> list[str]:
     return [f"method.name={method}", *METHODS[method], run_dir, f"checkpoint.every_steps={CUT}"]
 
 
-def run(recipe: Recipe, inputs: Inputs, world: World, device: torch.device) -> None:
+def run(recipe: Recipe, opened: Inputs, world: World, device: torch.device) -> None:
+    inputs = dataclasses.replace(opened, recipe=recipe)
     start = find_start(recipe, inputs.manifest)
     if world.is_main:
         recipe.folder.mkdir()
         write_provenance(recipe.folder, recipe, world)
-    session = build_session(recipe, inputs, world, device, Initial() if start is None else None)
-    assert train(session, start) == 0
+    fresh = Initial() if start is None else None
+    learner, course = build(inputs, world, device, fresh)
+    assert train(inputs, learner, course, start) == 0
 
 
 def main(recipe_file: Path, out: Path, resume: bool) -> None:

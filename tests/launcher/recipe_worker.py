@@ -1,4 +1,4 @@
-"""Two real updates of each recipe: the session, the engine and the loop of `scl train`, one rank.
+"""Two real updates of each recipe: the network, the engine and the loop of `scl train`, one rank.
 
     python -m tests.launcher.recipe_worker RECIPE.yaml=JSON-LIST-OF-SETTINGS …
 
@@ -17,21 +17,24 @@ from typing import Any
 import torch
 
 from launcher.cluster.world import World, find_world
-from launcher.engine import EngineConfig, process_group
-from launcher.loop import train_step
-from launcher.monitor import Monitor
-from launcher.preflight import open_inputs
-from launcher.recipe import Recipe, load_recipe
-from launcher.session import Session, build_session
-from launcher.state import Progress
+from launcher.recipe.engine import EngineConfig
+from launcher.recipe.load import load_recipe
+from launcher.recipe.recipe import Recipe
+from launcher.run.build import build
+from launcher.run.engine import process_group
+from launcher.run.inputs import Inputs, open_inputs
+from launcher.run.learner import Learner
+from launcher.run.monitor import Monitor
+from launcher.run.progress import Progress
+from launcher.run.step import train_step
 from sclcore import SCL
 
 
 class Losses(Monitor):
     """A rank's monitor, which also keeps each loss and each norm."""
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session, None)
+    def __init__(self, inputs: Inputs, learner: Learner) -> None:
+        super().__init__(inputs, learner, None)
         self.losses: list[float] = []
         self.norms: list[float] = []
 
@@ -45,27 +48,28 @@ class Losses(Monitor):
 
 
 def two_updates(recipe: Recipe, world: World, device: torch.device) -> dict[str, Any]:
-    session = build_session(recipe, open_inputs(recipe, 1), world, device)
-    before = [p.detach().clone() for p in session.model.parameters()]
-    progress, monitor = Progress(), Losses(session)
+    inputs = open_inputs(recipe, 1)
+    learner, course = build(inputs, world, device)
+    before = [p.detach().clone() for p in learner.model.parameters()]
+    progress, monitor = Progress(), Losses(inputs, learner)
     # In the middle, where neither the warm-up nor the end makes a rate of 0.
-    progress.step = session.total_steps // 2 - 2
-    batches = session.batches(progress.step)
-    session.engine.train()
+    progress.step = inputs.total_steps // 2 - 2
+    batches = inputs.batches(0, progress.step)
+    learner.engine.train()
     for _ in range(2):
-        train_step(session, batches, progress, monitor)
-    after = [*session.model.parameters()]
+        train_step(learner, course, batches, inputs.accumulation, progress, monitor)
+    after = [*learner.model.parameters()]
     found: dict[str, Any] = {
         "losses": monitor.losses,
         "norms": monitor.norms,
         "finite": all(bool(p.isfinite().all()) for p in after),
         "moved": sum(not torch.equal(a, b) for a, b in zip(after, before, strict=True)),
         "tensors": len(before),
-        "optimizer": type(session.optimizer).__name__,
-        "updates": session.optimizer_state.updates,
+        "optimizer": type(learner.optimizer).__name__,
+        "updates": learner.optimizer_state.updates,
     }
-    if isinstance(session.optimizer, SCL):
-        masks = session.optimizer.mask_variables()
+    if isinstance(learner.optimizer, SCL):
+        masks = learner.optimizer.mask_variables()
         found["masks_moved"] = sum(not bool((m == 1.0).all()) for m in masks.values())
         found["masks"] = len(masks)
     return found

@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from launcher import loop
+from launcher.run import loop
 from launcher.train import main
 
 
@@ -15,9 +15,10 @@ def stop_after(step: int, rank: int) -> None:
     """Let this process signal itself, as Slurm would, once `step` updates are done."""
     ordinary = loop.train_step
 
-    def train_step(session: Any, batches: Any, progress: Any, monitor: Any) -> None:
-        ordinary(session, batches, progress, monitor)
-        if progress.step == step and session.world.rank == rank:
+    def train_step(learner: Any, course: Any, batches: Any, accumulation: int, *rest: Any) -> None:
+        ordinary(learner, course, batches, accumulation, *rest)
+        progress, _ = rest
+        if progress.step == step and learner.world.rank == rank:
             os.kill(os.getpid(), signal.SIGUSR1)
 
     loop.train_step = train_step

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import UsageError
-from launcher.preflight import open_inputs
-from launcher.recipe import load_recipe
+from launcher.recipe.load import load_recipe
+from launcher.run.inputs import open_inputs
 
 MIXING = ["data.mixup=0.2", "data.cutmix=1.0"]
 
@@ -36,9 +36,7 @@ def test_the_fix_that_is_named_works(recipe: Path) -> None:
         ["optim.global_batch_size=72"],
         ["optim.global_batch_size=60", "engine.max_micro_batch=10"],
     ):
-        plan = open_inputs(loaded := load_recipe(recipe, [*MIXING, *settings]), 2).plan(
-            loaded, 2, 0
-        )
+        plan = open_inputs(load_recipe(recipe, [*MIXING, *settings]), 2).plan(0)
         assert plan.micro_batch_size % 2 == 0
 
 

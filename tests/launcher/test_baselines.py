@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from launcher.errors import UsageError
-from launcher.recipe import load_recipe
+from launcher.recipe.load import load_recipe
 from sclcore import Schedule
 from tests.launcher.baseline_worker import METHODS
 from tests.launcher.conftest import finish, free_port, launch, summary

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from launcher import display
-from launcher.display import Display
+from launcher.run import display
+from launcher.run.display import Display
 
 SERIES = {
     "train/loss": 0.1234,

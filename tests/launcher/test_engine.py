@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.engine import accumulation_steps
 from launcher.errors import UsageError
+from launcher.recipe.engine import accumulation_steps
 
 
 @pytest.mark.parametrize(

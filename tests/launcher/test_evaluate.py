@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.stream.pipeline import DataConfig, open_split
 from launcher.errors import RunError
-from launcher.evaluate import evaluate
+from launcher.run.validate import evaluate
 from tests.launcher.conftest import Start, finish, run_ranks, scl
 
 

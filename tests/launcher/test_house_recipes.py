@@ -21,10 +21,12 @@ from data.config import DataConfig
 from data.packing.pack import pack
 from data.sources.source import ArrayReader, Source
 from data.stream.plan import BatchPlan
-from launcher.engine import accumulation_steps
 from launcher.models import model_on_meta
-from launcher.recipe import Recipe, load_recipe
-from launcher.sweep import load_sweep, plan_sweep
+from launcher.recipe.engine import accumulation_steps
+from launcher.recipe.load import load_recipe
+from launcher.recipe.recipe import Recipe
+from launcher.run.optimizer import build_optimizer
+from launcher.start.sweep import load_sweep, plan_sweep
 from sclcore import SCL
 from tests.launcher.conftest import ROOT, environment
 
@@ -72,7 +74,7 @@ def test_model_optimizer_and_plan_at_full_size(path: Path) -> None:
         model, image = model_on_meta(
             recipe.model, num_classes=classes, in_chans=channels, image_size=size
         )
-    optimizer = recipe.method.optimizer(model, recipe.optim, image)
+    optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
     optimized = [p for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in optimized} == {id(p) for p in model.parameters()}
     accumulation = accumulation_steps(batch, ranks, recipe.engine.max_micro_batch)

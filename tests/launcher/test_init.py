@@ -16,7 +16,10 @@ from torch import nn
 
 from data.shards.manifest import Manifest, load_manifest
 from launcher.errors import UsageError
-from launcher.init import (
+from launcher.models import create_model
+from launcher.recipe.load import load_recipe
+from launcher.recipe.recipe import Recipe, resume_difference
+from launcher.run.initial import (
     Initial,
     first_masks,
     hash_weights,
@@ -24,9 +27,8 @@ from launcher.init import (
     magnitude_masks,
     read_initial,
 )
-from launcher.models import create_model
-from launcher.recipe import Recipe, load_recipe, resume_difference
-from launcher.retrain import retrain_recipe
+from launcher.run.optimizer import build_optimizer
+from launcher.start.retrain import retrain_recipe
 from sclcore import SCL
 from sclcore.geometry import Geometry
 from tests.launcher.conftest import finish, launch, mask_variables, scl, summary
@@ -233,7 +235,7 @@ def test_masks_from_a_file_keep_its_zeros_dead(
     torch.save(state, tmp_path / "w.pt")
     initial = read_initial(here, manifest)
     model = initial_model(here, manifest, initial)
-    optimizer = here.method.optimizer(model, here.optim, torch.empty(1, 1, 8, 8))
+    optimizer = build_optimizer(here.method, here.optim, model, torch.empty(1, 1, 8, 8))
     masks = first_masks(optimizer, here.init, initial)
     assert masks.keys() == {n for n, p in model.named_parameters() if p.ndim > 1}
     assert masks["features.3.weight"][:, :2].unique().tolist() == [-0.5]
@@ -247,7 +249,7 @@ def test_weights_can_be_kept_as_they_began(recipe: Path) -> None:
     torch.manual_seed(0)
     model = create_model(here.model, num_classes=10, in_chans=1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = here.method.optimizer(model, here.optim, torch.empty(1, 1, 8, 8))
+    optimizer = build_optimizer(here.method, here.optim, model, torch.empty(1, 1, 8, 8))
     images, labels = torch.randn(32, 1, 8, 8), torch.arange(32) % 10
     for _ in range(10):
         optimizer.zero_grad()

@@ -6,7 +6,8 @@ import timm
 import torch
 from torch.optim import Optimizer
 
-from launcher.methods import DenseMethod, OptimConfig, SCLMethod
+from launcher.recipe.method import DenseMethod, OptimConfig, SCLMethod
+from launcher.run.optimizer import build_optimizer
 
 OPTIM = OptimConfig(global_batch_size=8, epochs=1, lr=0.1, name="adamw", weight_decay=0.05)
 
@@ -19,8 +20,8 @@ def without_decay(optimizer: Optimizer) -> set[int]:
 def test_the_same_parameters_are_decayed_with_masks_and_without() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
     example = torch.zeros(1, 3, 32, 32)
-    dense = DenseMethod(name="dense").optimizer(model, OPTIM, example)
-    sparse = SCLMethod(name="scl", lam=0.1).optimizer(model, OPTIM, example)
+    dense = build_optimizer(DenseMethod(name="dense"), OPTIM, model, example)
+    sparse = build_optimizer(SCLMethod(name="scl", lam=0.1), OPTIM, model, example)
     assert without_decay(dense) == without_decay(sparse)
     names = {n for n, p in model.named_parameters() if id(p) in without_decay(dense)}
     assert {"pos_embed", "cls_token", "norm.weight", "head.bias"} <= names

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from launcher.errors import UsageError
-from launcher.recipe import Recipe, describe, load_recipe, resume_difference
+from launcher.recipe.describe import describe
+from launcher.recipe.load import load_recipe
+from launcher.recipe.recipe import Recipe, resume_difference
 from tests.launcher.conftest import ROOT
 
 MINIMAL = {

@@ -16,7 +16,7 @@ from launcher.cluster.rendezvous import open_store
 from launcher.cluster.world import World
 from launcher.errors import UsageError
 from launcher.evaluation.predictions import predict_run
-from launcher.recipe import load_recipe
+from launcher.recipe.load import load_recipe
 from tests.launcher.conftest import ROOT, Start, finish, free_port, train, wait_until
 
 CANARY = "c0ffee" + "0123456789abcdef" * 2 + "42"

@@ -13,7 +13,7 @@ import yaml
 
 from launcher import cli
 from launcher.errors import UsageError
-from launcher.sweep import load_sweep, plan_sweep
+from launcher.start.sweep import load_sweep, plan_sweep
 from tests.launcher.conftest import LAUNCHER_VARIABLES, Start, finish, scl, wait_until
 
 
@@ -192,7 +192,7 @@ def test_stopped_runs_are_saved_and_continue(
 def test_a_rank_of_another_launcher_starts_no_sweep(
     short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher.sweep_jobs import check_runs
+    from launcher.start.sweep_jobs import check_runs
 
     path = write(tmp_path, name="ranked", runs=[{"recipe": str(short)}])
     runs = plan_sweep(load_sweep(path), path)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import UsageError
+from launcher.folder.results import read_run
 from launcher.models import model_on_meta
-from launcher.preflight import open_inputs
-from launcher.recipe import load_recipe
-from launcher.reports.results import read_run
-from launcher.target import controller_of
+from launcher.recipe.load import load_recipe
+from launcher.run.inputs import open_inputs
+from launcher.run.optimizer import build_optimizer
+from launcher.run.target import controller_of
 from tests.launcher.conftest import Start, finish, run_ranks, scl, summary
 from tests.launcher.test_resume import assert_identical, segment
 
@@ -47,7 +48,7 @@ def test_excluded_layers_count_in_both_targets(recipe: Path) -> None:
         read = load_recipe(recipe, settings)
         inputs = open_inputs(read, 1)
         model, image = model_on_meta(read.model, num_classes=10, in_chans=1, image_size=8)
-        optimizer = read.method.optimizer(model, read.optim, image)
+        optimizer = build_optimizer(read.method, read.optim, model, image)
         controller = controller_of(read, model, optimizer, image, total_steps=100)
         assert controller is not None and inputs.manifest.classes
         # By hand: 3×3 convolutions of 1 → 8 → 16 on 8×8, 16 → 16 on 4×4, and 64 → 10 once.
@@ -109,7 +110,7 @@ def test_a_forecast_is_a_table_and_leaves_nothing(
     ],
 )
 def test_what_has_no_forecast(settings: list[str], said: str, recipe: Path) -> None:
-    from launcher.forecast import forecast_recipe
+    from launcher.start.forecast import forecast_recipe
 
     with pytest.raises(UsageError, match=said):
         forecast_recipe(load_recipe(recipe, settings))

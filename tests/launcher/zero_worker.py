@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from data.stream.plan import BatchPlan
-from launcher import loop
-from launcher.checkpoints.optimizer_state import OptimizerState, parameter_names
 from launcher.cluster.world import find_world
-from launcher.engine import EngineConfig, build_engine, process_group
 from launcher.errors import RunError
-from launcher.recipe import load_recipe
+from launcher.recipe.engine import EngineConfig
+from launcher.recipe.load import load_recipe
+from launcher.run import loop
+from launcher.run.engine import build_engine, process_group
+from launcher.run.optimizer_state import OptimizerState, parameter_names
 from launcher.train import main
 from sclcore import SCL, connection_groups
 
@@ -81,13 +82,14 @@ def train_with_one_odd_rank(recipe: str, run_dir: str) -> int:
     """A real run in which rank 1 loses a weight after 7 updates; compared every 10."""
     ordinary = loop.train_step
 
-    def train_step(session: Any, batches: Any, progress: Any, monitor: Any) -> None:
-        ordinary(session, batches, progress, monitor)
-        if progress.step == 7 and session.world.rank == 1:
+    def train_step(learner: Any, course: Any, batches: Any, accumulation: int, *rest: Any) -> None:
+        ordinary(learner, course, batches, accumulation, *rest)
+        progress, _ = rest
+        if progress.step == 7 and learner.world.rank == 1:
             with torch.no_grad():
-                mask = next(iter(session.optimizer.mask_variables().values()))
+                mask = next(iter(learner.optimizer.mask_variables().values()))
                 mask.view(-1)[0] = -1e6
-                session.optimizer.write_weights()
+                learner.optimizer.write_weights()
 
     loop.train_step = train_step
     folder = load_recipe(Path(recipe)).folder

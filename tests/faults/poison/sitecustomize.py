@@ -23,10 +23,10 @@ _UPDATES = {
 
 
 class _AfterImport(MetaPathFinder):
-    """Lets `launcher.loop` be imported as ever, and wraps its step then."""
+    """Lets `launcher.run.loop` be imported as ever, and wraps its step then."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != "launcher.loop":
+        if name != "launcher.run.loop":
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
@@ -47,23 +47,24 @@ class _Poisoning(Loader):
 
 
 def _poisoned(ordinary: Any) -> Any:
-    def train_step(session: Any, batches: Any, progress: Any, *rest: Any, **more: Any) -> Any:
+    def train_step(learner: Any, course: Any, batches: Any, accumulation: int, *rest: Any) -> Any:
+        progress, _ = rest
         update = progress.step + 1
         if update not in _UPDATES:
-            return ordinary(session, batches, progress, *rest, **more)
-        hook, before = None, _state(session)
-        if session.world.rank == _UPDATES[update]:
-            parameter = next(session.model.parameters())
+            return ordinary(learner, course, batches, accumulation, *rest)
+        hook, before = None, _state(learner)
+        if learner.world.rank == _UPDATES[update]:
+            parameter = next(learner.model.parameters())
             hook = parameter.register_hook(lambda gradient: gradient * float("nan"))
-        result = ordinary(session, batches, progress, *rest, **more)
+        result = ordinary(learner, course, batches, accumulation, *rest)
         if hook is not None:
             hook.remove()
-        after = _state(session)
+        after = _state(learner)
         same = before.keys() == after.keys() and all(
             before[key].equal(after[key]) for key in before
         )
         said = "changed nothing" if same else "CHANGED the network"
-        where = f"rank {session.world.rank}: NaN at update {update} on rank {_UPDATES[update]}"
+        where = f"rank {learner.world.rank}: NaN at update {update} on rank {_UPDATES[update]}"
         # In one write: the ranks share a file.
         os.write(1, f"{where} {said}\n".encode())
         return result
@@ -71,10 +72,10 @@ def _poisoned(ordinary: Any) -> Any:
     return train_step
 
 
-def _state(session: Any) -> dict[str, Any]:
+def _state(learner: Any) -> dict[str, Any]:
     """A copy of every parameter, mask and momentum of this rank."""
-    state = {name: p.detach().clone() for name, p in session.model.named_parameters()}
-    for number, entry in enumerate(session.optimizer.state.values()):
+    state = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    for number, entry in enumerate(learner.optimizer.state.values()):
         for key, value in entry.items():
             if hasattr(value, "equal"):
                 state[f"{number} {key}"] = value.detach().clone()

@@ -20,7 +20,7 @@ def save(
     keep_pareto: int = 0,
     evaluation: Evaluation | None = None,
 ) -> Checkpoint:
-    """Write and publish, as the ranks do it through launcher/checkpoints/saver.py."""
+    """Write and publish, as the ranks do it through launcher/run/saver.py."""
     folder = open_folder(root, step)
     try:
         files = write_parts(folder, parts)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from launcher.checkpoints import checkpoint as ck
 from launcher.checkpoints import write as checkpoint_write
 from launcher.checkpoints.manifest import CheckpointError
+from launcher.recipe.checkpoint import CheckpointConfig
 from tests.launcher.checkpoints.saving import evaluation, save
 
 REPOSITORY = Path(__file__).parents[3]
@@ -319,10 +320,10 @@ def test_resume(tmp_path: Path) -> None:
 
 
 def test_config_refuses_what_it_does_not_know() -> None:
-    assert ck.CheckpointConfig().resume == "auto"
+    assert CheckpointConfig().resume == "auto"
     for wrong in ({"keep": 0}, {"every_epochs": 0}, {"kepp": 2}):
         with pytest.raises(ValidationError):
-            ck.CheckpointConfig.model_validate(wrong)
+            CheckpointConfig.model_validate(wrong)
 
 
 # --- kill -9 -----------------------------------------------------------------------------------
@@ -334,6 +335,7 @@ import os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 from launcher.checkpoints import checkpoint as ck
+from launcher.recipe.checkpoint import CheckpointConfig
 from tests.launcher.checkpoints import saving
 
 WATCHED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}

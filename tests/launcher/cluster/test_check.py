@@ -6,8 +6,8 @@ import dataclasses
 import time
 from pathlib import Path
 
-from launcher.cluster.node_facts import Facts, Reply, place_token, reply_to
-from launcher.cluster.problems import problems, ranks, remarks
+from launcher.doctor.node_facts import Facts, Reply, place_token, reply_to
+from launcher.doctor.problems import problems, ranks, remarks
 from tests.launcher.conftest import Start, finish, free_port, scl
 
 SOUND = Facts(

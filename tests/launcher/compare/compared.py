@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from data.files import atomic_write
-from launcher.recipe import Recipe
+from launcher.recipe.recipe import Recipe
 from launcher.tracking import Tracker
 from sclcore.connections import LayerBudget
 from sclcore.export import budgets_csv

@@ -21,8 +21,8 @@ from launcher.compare.courses import PANELS, band_of
 from launcher.compare.pareto import pareto_front
 from launcher.compare.table import COLUMNS, as_csv, as_json, shown, tables
 from launcher.errors import UsageError
-from launcher.reports.results import ReportError
-from launcher.sweep import load_sweep, plan_sweep
+from launcher.folder.results import ReportError
+from launcher.start.sweep import load_sweep, plan_sweep
 from tests.launcher.compare.compared import Made, scl, write_run, write_sweep
 from tests.launcher.conftest import ROOT, Start, finish, summary, train
 

@@ -17,7 +17,7 @@ import pytest
 
 from launcher import cli
 from launcher.compare import compare_runs
-from launcher.reports.results import read_recipe, read_run
+from launcher.folder.results import read_recipe, read_run
 from tests.launcher.compare.compared import Made, write_run
 
 ANSWERING: list[Path] = []

@@ -21,7 +21,7 @@ from launcher.errors import RunError, UsageError
 from launcher.evaluation import measures, picture
 from launcher.evaluation.predictions import Predictions, _predict, predict_run
 from launcher.evaluation.samples import known_of, open_samples
-from launcher.recipe import load_recipe
+from launcher.recipe.load import load_recipe
 from tests.launcher.conftest import summary
 
 

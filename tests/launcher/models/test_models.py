@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from launcher.errors import UsageError
-from launcher.models import ModelConfig, create_model, model_on_meta
+from launcher.models import create_model, model_on_meta
+from launcher.recipe.model import ModelConfig
 
 
 def test_the_small_convnet() -> None:

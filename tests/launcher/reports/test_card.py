@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from launcher.export.formats import Options
 from launcher.export.write import export
+from launcher.folder.results import read_run
 from launcher.reports.card import write_card
-from launcher.reports.results import read_run
 from tests.launcher.conftest import summary
 
 

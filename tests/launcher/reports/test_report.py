@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from launcher.reports import picture, report, results
-from launcher.reports.results import ReportError
+from launcher.folder import results
+from launcher.folder.results import ReportError
+from launcher.reports import picture, report
 
 FIVE = {"conv1": 288, "conv2": 18432, "conv3": 73728, "fc1": 294912, "fc2": 2560}
 MANY = {f"layer{i // 9}.{i % 9}.downsample.conv": 2_359_296 for i in range(60)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.reports.results import read_run
+from launcher.folder.results import read_run
 from launcher.tracking.series import SERIES, Series
 from tests.launcher.conftest import ROOT, Start, finish, summary, train
 from tests.launcher.tracking.wandb_files import history_of, items_of, of_type, records_of

@@ -14,8 +14,9 @@ import torch
 import wandb
 from pydantic import ValidationError
 
-from launcher.reports.results import Run
-from launcher.tracking import Tracker, TrackingConfig, wandb_run
+from launcher.folder.results import Run
+from launcher.recipe.tracking import TrackingConfig
+from launcher.tracking import Tracker, wandb_run
 from launcher.tracking.charts import charts_of
 from launcher.tracking.mode import resolve_mode
 from tests.launcher.tracking.wandb_files import history_of, items_of, of_type, records_of

@@ -1,0 +1,14 @@
+"""What ranks run on."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+
+def accelerator() -> Literal["cuda", "cpu"]:
+    """What ranks run on: GPUs where there are any, unless DS_ACCELERATOR=cpu says otherwise."""
+    import torch
+
+    asked = os.environ.get("DS_ACCELERATOR")
+    return "cuda" if torch.cuda.is_available() and asked in (None, "cuda") else "cpu"

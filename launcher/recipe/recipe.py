@@ -1,0 +1,95 @@
+"""Recipes: one YAML file says everything about a run; it is typed, and validated once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data.config import DataConfig
+from launcher.recipe.checkpoint import CheckpointConfig
+from launcher.recipe.engine import EngineConfig
+from launcher.recipe.init import InitConfig
+from launcher.recipe.method import MethodConfig, OptimConfig
+from launcher.recipe.model import ModelConfig
+from launcher.recipe.tracking import TrackingConfig
+from sclcore.schedule import Schedule
+
+# Where a run may differ from the checkpoint it continues: nothing here changes what is learned.
+_FREE_ON_RESUME = ("name", "run_dir", "tracking", "checkpoint", "engine", "data.path")
+_FREE_DATA_KEYS = (
+    *("data.workers", "data.prefetch", "data.eval_batch_size"),
+    *("data.cache_dir", "data.cache_gb", "data.fetch_ahead", "data.fetch_timeout_s"),
+    *("data.retries", "data.retry_wait_s"),
+)
+
+
+class Recipe(BaseModel):
+    """A run. `base: other.yaml` at the top of a file takes everything else from there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="name of the run")
+    run_dir: Path | None = Field(
+        default=None, description="where everything is written; null for runs/<name>"
+    )
+    seed: int = Field(
+        default=0, ge=0, description="decides initial weights, order and augmentation"
+    )
+    model: ModelConfig
+    init: InitConfig = Field(default_factory=InitConfig)
+    data: DataConfig
+    method: MethodConfig
+    optim: OptimConfig
+    schedule: Schedule = Field(default_factory=Schedule)  # type: ignore[arg-type]
+    engine: EngineConfig = Field(default_factory=EngineConfig)  # type: ignore[arg-type]
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)  # type: ignore[arg-type]
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)  # type: ignore[arg-type]
+
+    @model_validator(mode="after")
+    def _method_fits_engine(self) -> Self:
+        if self.engine.zero_stage and self.method.needs_whole_tensors:
+            raise ValueError(
+                f"method {self.method.name} needs whole tensors on every rank: engine.zero_stage "
+                f"must be 0, not {self.engine.zero_stage}"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir or Path("runs") / self.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON-able values, every default filled in."""
+        return self.model_dump(mode="json")
+
+
+def resume_difference(saved: dict[str, Any], recipe: Recipe) -> str | None:
+    """The first setting that makes a checkpoint's recipe another run, as a phrase; None if none."""
+    ours, theirs = dict(_flatten(recipe.as_dict())), dict(_flatten(_completed(saved)))
+    for key in sorted(ours.keys() | theirs.keys()):
+        free = key in _FREE_DATA_KEYS or any(
+            key == prefix or key.startswith(f"{prefix}.") for prefix in _FREE_ON_RESUME
+        )
+        # Precision decides the arithmetic, though it belongs to the engine.
+        if (not free or key == "engine.precision") and ours.get(key) != theirs.get(key):
+            return f"{key} is {ours.get(key)!r} here and {theirs.get(key)!r} there"
+    return None
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved` with the defaults of keys that did not exist yet when it was written."""
+    try:
+        return Recipe.model_validate(saved).as_dict()
+    except ValidationError:
+        return saved
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

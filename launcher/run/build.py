@@ -1,0 +1,85 @@
+"""Recipe → what a rank trains: model, optimizer, hyper-parameters, DeepSpeed engine."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from launcher.cluster.ranks import sum_over_ranks
+from launcher.cluster.world import World
+from launcher.run.course import Course
+from launcher.run.engine import build_engine
+from launcher.run.initial import (
+    FirstState,
+    Initial,
+    first_masks,
+    hash_weights,
+    initial_model,
+    share,
+)
+from launcher.run.inputs import Inputs
+from launcher.run.learner import Learner
+from launcher.run.optimizer import build_optimizer
+from launcher.run.optimizer_state import OptimizerState, parameter_names
+from launcher.run.target import controller_of
+from sclcore.kernels import find_kernel
+
+
+def build(
+    inputs: Inputs,
+    world: World,
+    device: torch.device,
+    initial: Initial | None = None,
+    *,
+    lam: float | None = None,
+) -> tuple[Learner, Course]:
+    """The same network on every rank, and the course of its training. Collective.
+
+    `initial` is what a new run starts from, whole on rank 0; None for one that continues. `lam`
+    replaces the λ of the recipe.
+    """
+    agree_on_fused_steps(device)
+    recipe = inputs.recipe
+    model = initial_model(recipe, inputs.manifest, initial or Initial()).to(device)
+    if initial is not None:
+        share(model)
+    initial_hash = hash_weights(model) if initial is not None and world.is_main else None
+    optimizer = build_optimizer(recipe.method, recipe.optim, model, inputs.example)
+    controller = controller_of(recipe, model, optimizer, inputs.example, inputs.total_steps)
+    course = Course(
+        recipe, optimizer, controller, inputs.total_steps, lam=lam, is_main=world.is_main
+    )
+    names = parameter_names(model, optimizer)
+    masks = first_masks(optimizer, recipe.init, initial) if initial is not None else {}
+    engine = build_engine(
+        model,
+        optimizer,
+        inputs.plan(world.rank),
+        clip_grad_norm=recipe.optim.clip_grad_norm,
+        config=recipe.engine,
+    )
+    optimizer_state = OptimizerState(engine, model, optimizer, names)
+    if masks:
+        optimizer_state.load(FirstState(model, masks, optimizer_state.updates))
+    learner = Learner(
+        world=world,
+        device=device,
+        model=model,
+        optimizer=optimizer,
+        optimizer_state=optimizer_state,
+        engine=engine,
+        loss_function=nn.CrossEntropyLoss(label_smoothing=recipe.optim.label_smoothing),
+        image=inputs.manifest.image,
+        mixing=recipe.data.mixing,
+        initial_weights_hash=initial_hash,
+    )
+    return learner, course
+
+
+def agree_on_fused_steps(device: torch.device) -> None:
+    """Let no rank round differently: without a fused step on one, none is used. Collective."""
+    missing = torch.tensor([float(find_kernel(device) is None)], device=device)
+    if sum_over_ranks(missing) > 0:
+        os.environ["SCL_FUSED"] = "0"

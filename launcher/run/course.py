@@ -1,0 +1,72 @@
+"""The course of a run: the learning rates and λ of each update."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from torch.optim import Optimizer
+
+from launcher.recipe.recipe import Recipe
+from launcher.run.progress import Progress
+from sclcore import Scheduler
+from sclcore.controller import Steering, TargetController
+
+_log = logging.getLogger("scl")
+_MISSED = 0.1
+
+
+class Course:
+    """Sets what changes from update to update: by the schedule, λ steered where there is a target.
+
+    `lam` replaces the recipe's λ. `is_main`: this rank says what is to be said.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        optimizer: Optimizer,
+        controller: TargetController | None,
+        total_steps: int,
+        *,
+        lam: float | None = None,
+        is_main: bool = True,
+    ) -> None:
+        self.total_steps = total_steps
+        self._recipe, self._schedule = recipe, recipe.schedule
+        self._scheduler = Scheduler(optimizer, recipe.schedule)
+        self._controller = controller
+        self._lam = lam
+        self._is_main = is_main
+
+    def set(self, progress: Progress) -> None:
+        """Set everything for the update that is next. Collective where λ is steered."""
+        share = progress.step / self.total_steps
+        lam = self._lam
+        if self._controller is not None:
+            steering = progress.steering
+            before = Steering(**steering) if steering is not None else self._controller.start
+            now = self._controller.steer(self._schedule.mask_travel(share), before)
+            progress.steering, lam = dataclasses.asdict(now), now.lam
+        self._scheduler.set_progress(share, lam=lam)
+        if self._controller is not None and self._has_just_frozen(progress.step):
+            self._warn_if_missed(self._controller)
+
+    def masks_are_final(self, step: int) -> bool:
+        """Whether the network after update `step` has the connections it will end with."""
+        return self._recipe.method.masks_are_final(self._schedule, step, self.total_steps)
+
+    def _has_just_frozen(self, step: int) -> bool:
+        now, before = (s / self.total_steps for s in (step, step - 1))
+        return self._schedule.masks_are_final(now) and not self._schedule.masks_are_final(before)
+
+    def _warn_if_missed(self, controller: TargetController) -> None:
+        reached, wanted = controller.reached(), controller.target
+        if self._is_main and abs(reached / wanted - 1) > _MISSED:
+            _log.warning(
+                "target-missed: the masks are final, and %.3g of what is learned is left where "
+                "%.3g was asked for. Learn masks for longer (optim.epochs, "
+                "schedule.freeze_masks_at), or raise mask_lr.",
+                reached,
+                wanted,
+            )

@@ -1,0 +1,124 @@
+"""What a finished run leaves: the sparse model, budgets per layer, summary, picture, table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data.files import atomic_write
+from data.shards.manifest import Manifest
+from launcher.errors import RunError
+from launcher.reports import report
+from launcher.run.inputs import Inputs
+from launcher.run.learner import Learner
+from launcher.run.progress import Progress
+from launcher.terminal import say
+from launcher.tracking import Tracker
+from sclcore import layer_budgets, weight_uses
+from sclcore.export import budgets_csv, save_sparse_model
+from sclcore.sparse import SparseOptimizer, hash_masks
+
+
+def write_results(
+    inputs: Inputs, learner: Learner, tracker: Tracker | None, progress: Progress
+) -> None:
+    """Write everything into the run's folder and show it, on rank 0. Collective.
+
+    Raises RunError if the disk refuses.
+    """
+    try:
+        _write_results(inputs, learner, tracker, progress)
+    except OSError as error:
+        raise RunError(
+            f"the results cannot be written into {inputs.recipe.folder}: {error}; make room there "
+            "and give the same command again: it goes on from the newest checkpoint"
+        ) from error
+
+
+def _write_results(
+    inputs: Inputs, learner: Learner, tracker: Tracker | None, progress: Progress
+) -> None:
+    recipe, model, optimizer = inputs.recipe, learner.model, learner.optimizer
+    folder = recipe.folder
+    masks = optimizer.masks() if isinstance(optimizer, SparseOptimizer) else None
+    if tracker is None:
+        return
+    uses = weight_uses(model, inputs.example)
+    budgets = layer_budgets(model, uses, masks)
+    live, connections = (sum(getattr(b, key) for b in budgets) for key in ("live", "connections"))
+    summary = {
+        "name": recipe.name,
+        "method": recipe.method.name,
+        "top1": progress.results["val/top1"],
+        "top5": progress.results["val/top5"],
+        "density": live / connections,
+        "live": live,
+        "connections": connections,
+        "macs": sum(b.macs for b in budgets),
+        "macs_dense": sum(b.macs_dense for b in budgets),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "mask_hash": hash_masks(masks) if masks is not None else None,
+        "epochs": recipe.optim.epochs,
+        "train_seconds": progress.seconds,
+        "world_size": learner.world.world_size,
+        "data": inputs.manifest.fingerprint(),
+    }
+    save_sparse_model(
+        model,
+        folder / "model.safetensors",
+        masks=masks,
+        metadata={
+            "model": recipe.model.name,
+            "density": summary["density"],
+            "top1": summary["top1"],
+        },
+    )
+    atomic_write(folder / "layers.csv", budgets_csv(budgets))
+    artifacts = {
+        "sparse model" if masks else "model": folder / "model.safetensors",
+        "metrics": folder / "metrics.jsonl",
+        "layers": folder / "layers.csv",
+        "picture": folder / "summary.png",
+        "recipe": folder / "recipe.yaml",
+        "checkpoints": folder / "checkpoints",
+    }
+    tracker.summary(summary | {"artifacts": {key: str(path) for key, path in artifacts.items()}})
+    # Only one rank draws, at the end: nobody else waits for matplotlib to be imported.
+    from launcher.reports import mask_picture, picture
+
+    masks_picture = mask_picture.draw(folder)
+    picture.draw(folder)
+    _give_to_tracker(inputs, tracker, summary, masks_picture)
+    report.show(folder)
+    _say_how_to_sync(tracker)
+
+
+def _give_to_tracker(
+    inputs: Inputs, tracker: Tracker, summary: dict[str, Any], masks_picture: Path | None
+) -> None:
+    """Charts, and the model with its report, for those who look at runs in W&B."""
+    folder = inputs.recipe.folder
+    pictures = [p for p in (folder / "summary.png", masks_picture) if p is not None]
+    tracker.charts(pictures)
+    report_files = ("model.safetensors", "layers.csv", "recipe.yaml")
+    tracker.model(
+        [*(folder / name for name in report_files), *pictures],
+        metadata=summary,
+        data=data_facts(inputs.manifest),
+    )
+
+
+def data_facts(manifest: Manifest) -> dict[str, Any]:
+    """Which data set it is, as one says it to others."""
+    return {
+        "dataset": manifest.dataset,
+        "samples": manifest.samples,
+        "classes": len(manifest.classes),
+        "fingerprint": manifest.fingerprint(),
+    }
+
+
+def _say_how_to_sync(tracker: Tracker) -> None:
+    command = tracker.sync_command
+    if command:
+        say(f"W&B run, offline; to upload it: {command}")

@@ -1,0 +1,214 @@
+"""`init`: the weights and masks that a new run starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from data.shards.manifest import Manifest
+from launcher.errors import UsageError
+from launcher.models import create_model
+from launcher.models.weights import check_masks, fitted, read_state
+from launcher.recipe.init import MAGNITUDE, PRETRAINED, RANDOM, UNIFORM, InitConfig
+from launcher.recipe.model import ModelConfig
+from launcher.recipe.recipe import Recipe
+from sclcore import SCL
+from sclcore.geometry import Geometry, geometry_of
+
+
+@dataclass(frozen=True)
+class Initial:
+    """What was read for a new run, on the CPU; empty on ranks that get it from rank 0.
+
+    `weights` are by name; those of a classifier for other classes are missing. `live` has the live
+    connections of each tensor, by name. `notes` are for the user.
+    """
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    live: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_initial(recipe: Recipe, manifest: Manifest) -> Initial:
+    """Read and check what the `init` of a recipe names.
+
+    Raises UsageError with one sentence: no such file, weights that cannot be fetched or are of
+    another model, masks for a method that has none.
+    """
+    init, method, model = recipe.init, recipe.method, recipe.model
+    notes: list[str] = []
+    weights: dict[str, Tensor] = {}
+    live: dict[str, Tensor] = {}
+    sizes = {"num_classes": len(manifest.classes), "in_chans": manifest.image.channels}
+    if init.weights == PRETRAINED:
+        weights = _pretrained(model, sizes, notes)
+    elif init.weights != RANDOM:
+        blank = _blank(model, sizes)
+        weights = fitted(read_state(init.weights, "init.weights"), blank, init.weights, notes)
+    if init.masks != UNIFORM and method.name != "scl":
+        raise UsageError(
+            f"init.masks: {init.masks} needs mask variables, and method {method.name} has none: "
+            "choose method.name=scl, or init.masks=uniform"
+        )
+    if init.masks not in (UNIFORM, MAGNITUDE):
+        live = check_masks(read_state(init.masks, "init.masks"), _blank(model, sizes), init.masks)
+    return Initial(weights, live, tuple(notes))
+
+
+def _blank(model: ModelConfig, sizes: dict[str, int]) -> nn.Module:
+    with torch.device("meta"):
+        return create_model(model, **sizes)
+
+
+def _pretrained(config: ModelConfig, sizes: dict[str, int], notes: list[str]) -> dict[str, Tensor]:
+    if not timm.is_model(config.name.split(".")[0]):
+        raise UsageError(
+            f"init.weights: {config.name} is not one of timm's models, which has no weights of it: "
+            "name a run or a file instead of timm-pretrained"
+        )
+    wanted = config.model_copy(update={"kwargs": config.kwargs | {"pretrained": True}})
+    try:
+        model = create_model(wanted, **sizes)
+    # Whatever stands between here and the weights: the hub, a proxy, a disk, a damaged file.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(
+            f"init.weights: the weights that timm publishes for {config.name} could not be loaded "
+            f"({reason[:300]}); without a connection, copy the file here and set init.weights to "
+            "its path"
+        ) from error
+    state = dict(model.state_dict())
+    known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    if known.get("num_classes") != sizes["num_classes"]:
+        names = known.get("classifier") or ()
+        names = (names,) if isinstance(names, str) else tuple(names)
+        # Left out, so that they are drawn from the run's own seed.
+        state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{n}." for n in names))}
+        notes.append(
+            f"init.weights: the classifier {', '.join(names)} is for {known.get('num_classes')} "
+            f"classes there and {sizes['num_classes']} here: it starts anew"
+        )
+    return state
+
+
+def initial_model(recipe: Recipe, manifest: Manifest, initial: Initial) -> nn.Module:
+    """The model of a recipe on the CPU, with the weights that a new run starts from.
+
+    The same recipe, data and version of PyTorch give the same weights.
+    """
+    seed = recipe.seed if recipe.init.seed is None else recipe.init.seed
+    seed_everything(seed)
+    model = create_model(
+        recipe.model, num_classes=len(manifest.classes), in_chans=manifest.image.channels
+    )
+    if seed != recipe.seed:
+        seed_everything(recipe.seed)
+    # What is missing was found to be the classifier of other classes.
+    model.load_state_dict(dict(initial.weights), strict=False)
+    return model
+
+
+def share(model: nn.Module) -> None:
+    """Give all ranks the parameters and buffers of rank 0. Collective."""
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, 0)
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def first_masks(optimizer: Optimizer, init: InitConfig, initial: Initial) -> dict[str, Tensor]:
+    """The mask variables that SCL starts with, by name; the same on all ranks. Collective.
+
+    To be asked before an engine replaces the parameters. Empty where SCL's own uniform ones do.
+    """
+    if init.masks == UNIFORM:
+        return {}
+    assert isinstance(optimizer, SCL)
+    masks = {}
+    for group in optimizer.param_groups:
+        if not group["connections"]:
+            continue
+        for place, (name, param) in enumerate(zip(group["names"], group["params"], strict=True)):
+            weight = param.detach().float()
+            geometry = geometry_of(group, place, param.shape)
+            if init.masks == MAGNITUDE:
+                mask = magnitude_masks(weight, geometry)
+            elif initial.live:
+                live = _whole_units(initial.live[name].float(), geometry).gt(0)
+                mask = live.to(weight.device).float() * 2 - 1
+            else:
+                mask = torch.empty_like(weight)
+            mask = (mask * group["mask_init"]).contiguous()
+            # Not computed by each: another kind of device may round otherwise.
+            dist.broadcast(mask, 0)
+            masks[name] = mask.bfloat16() if group["mask_dtype"] == "bfloat16" else mask
+    return masks
+
+
+def magnitude_masks(weight: Tensor, geometry: Geometry) -> Tensor:
+    """|w| / mean |w| of the feature; of the layer, where a feature has one mask variable.
+
+    The mean of a feature's masks is 1, as with uniform ones: mask gradients are normalised over
+    the feature, so that λ then takes as long to reach an average connection. Units coarser than a
+    weight have the mean of theirs. A feature of zeros, whose weights say nothing, is uniform.
+    """
+    size = _whole_units(weight.abs(), geometry)
+    if geometry.variables_per_feature == 1:
+        mean = size.mean()
+    elif groups := geometry.transposed_groups:
+        rows = size.view(groups, size.shape[0] // groups, size.shape[1], -1)
+        mean = rows.mean((1, 3), keepdim=True).expand_as(rows).reshape(size.shape)
+    else:
+        mean = size.flatten(1).mean(1).view(-1, *[1] * (size.ndim - 1))
+    return torch.where(mean > 0, size / mean.clamp(min=torch.finfo(size.dtype).tiny), 1.0)
+
+
+def _whole_units(values: Tensor, geometry: Geometry) -> Tensor:
+    """`values` with the elements of each unit, which live or die together, at their mean."""
+    if geometry.unit == 1:
+        return values.contiguous()
+    units = values.contiguous().view(-1, geometry.unit)
+    return units.mean(1, keepdim=True).expand_as(units).reshape(values.shape)
+
+
+class FirstState:
+    """The state SCL starts with, to be read by name and stretch as a saved one is."""
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], updates: list[int]) -> None:
+        self._params = dict(model.named_parameters())
+        self._masks = masks
+        self.updates = updates
+
+    def read(self, name: str, start: int, length: int) -> dict[str, Tensor]:
+        """Elements `start` … `start + length` of the latent weights and masks of `name`."""
+        if name not in self._masks:
+            return {}
+        part = slice(start, start + length)
+        weight = self._params[name].detach().reshape(-1)[part]
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        mask = self._masks[name].to(weight.device).reshape(-1)[part]
+        return {"weight": weight.to(dtype, copy=True), "mask": mask}
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that initial weights, dropout or a library may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

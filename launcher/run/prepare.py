@@ -1,0 +1,38 @@
+"""All that is known of a run before any rank exists, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.checkpoints.checkpoint import Checkpoint
+from launcher.folder.results import is_finished
+from launcher.recipe.recipe import Recipe
+from launcher.run.initial import Initial, read_initial
+from launcher.run.inputs import Inputs, find_start, open_inputs
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Inputs, and what training begins with: a checkpoint, or else `initial`."""
+
+    inputs: Inputs
+    start: Checkpoint | None
+    initial: Initial
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every update is made and the results are written."""
+        done = self.start is not None and self.start.step >= self.inputs.total_steps
+        return done and is_finished(self.inputs.recipe.folder)
+
+
+def prepare(recipe: Recipe, world_size: int, *, is_main: bool = True) -> Prepared:
+    """Read and check everything that `world_size` ranks of `recipe` begin with.
+
+    A rank that is not the first gets the checkpoint and the weights from it, and reads neither.
+    Raises UsageError, DataError or CheckpointError with one sentence.
+    """
+    inputs = open_inputs(recipe, world_size)
+    start = find_start(recipe, inputs.manifest) if is_main else None
+    initial = read_initial(recipe, inputs.manifest) if is_main and start is None else Initial()
+    return Prepared(inputs, start, initial)

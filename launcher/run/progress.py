@@ -1,0 +1,22 @@
+"""Where a run stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the recipe, this decides everything that is still to come."""
+
+    step: int = 0
+    """Updates tried so far; position in the data and in every schedule follow from it."""
+    epochs: int = 0
+    """Epochs trained and evaluated."""
+    seconds: float = 0.0
+    """Time spent training, over all interruptions; evaluation and saving are not in it."""
+    results: dict[str, float] = field(default_factory=dict)
+    """Of the newest evaluation."""
+    wandb_id: str | None = None
+    steering: dict[str, float] | None = None
+    """Of λ, where the recipe has a target (`sclcore.controller.Steering`)."""

@@ -1,0 +1,108 @@
+"""One rank of a run: from what was prepared to an exit code, and how its process ends."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch.distributed as dist
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from data.errors import DataError
+from launcher.cluster.process import name_rank
+from launcher.cluster.ranks import from_main
+from launcher.cluster.world import World
+from launcher.errors import RunError, UserError
+from launcher.folder.lock import lock
+from launcher.folder.provenance import write_origin, write_provenance
+from launcher.run.build import build
+from launcher.run.engine import process_group
+from launcher.run.loop import train
+from launcher.run.prepare import Prepared
+from launcher.terminal import say
+
+_OTHERS_END_WITHIN_S = 10
+
+
+def run_rank(world: World, prepare: Callable[[], Prepared]) -> int:
+    """Train as one rank; says what ended it. `prepare` may be what the parent has prepared.
+
+    Exit codes: 0 done, 2 usage, 1 failed, 128 + n stopped by signal n.
+    """
+    try:
+        world.export()
+        name_rank(world.rank)
+        with logging_redirect_tqdm():
+            return _train(prepare(), world)
+    except UserError as error:
+        if world.is_main:
+            say(f"error: {error}")
+        else:
+            # All ranks come to the same verdict and rank 0 says it; then the launcher ends this
+            # one. Unless only this one is in trouble: its node may lack the data.
+            time.sleep(_OTHERS_END_WITHIN_S)
+            say(f"error: rank {world.rank}: {error}")
+        return error.exit_code
+    except Exception as error:
+        if is_lost_connection(error):
+            say(f"rank {world.rank} ends because another rank did: {str(error).splitlines()[0]}")
+            # Launchers report the first to end. That must be the rank that broke: it is gone
+            # already, but a launcher that looks once a second could see this one before it.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(_OTHERS_END_WITHIN_S)
+        else:
+            say(f"error: rank {world.rank} failed:\n{traceback.format_exc()}")
+        return 1
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process, all of whose work is done, at once.
+
+    The interpreter's own exit takes apart every module, and waits for threads of collectives that
+    will never complete after a failure, and for W&B's service, which a signal to all processes of
+    a rank has ended already.
+    """
+    if code == 0:
+        # All is written: a signal from here on must not make a failure of it.
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Whether a collective failed because a peer is gone: an effect, never the first cause."""
+    if isinstance(error, dist.DistBackendError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error)
+
+
+def _train(prepared: Prepared, world: World) -> int:
+    recipe, manifest = prepared.inputs.recipe, prepared.inputs.manifest
+    folder_lock = lock(recipe.folder) if world.is_main else None
+    try:
+        with process_group(world, recipe.engine) as device:
+            start = from_main(prepared.start)
+            if world.is_main:
+                write_provenance(recipe.folder, recipe, world)
+            fresh = prepared.initial if start is None else None
+            learner, course = build(prepared.inputs, world, device, fresh)
+            if learner.initial_weights_hash is not None:
+                write_origin(recipe.folder, learner.initial_weights_hash, manifest)
+                for note in prepared.initial.notes:
+                    say(note)
+            return train(prepared.inputs, learner, course, start)
+    except DataError as error:
+        # No usage error: what is wrong with the data itself was refused before it was read.
+        raise RunError(str(error)) from error
+    finally:
+        if folder_lock is not None:
+            folder_lock.close()

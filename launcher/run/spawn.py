@@ -1,0 +1,180 @@
+"""The ranks of one machine: forked from the process that has imported and checked everything.
+
+A rank is a process of its own that begins with all that `scl train` knows: no module is imported
+and no check is made twice. On GPUs too: nothing here touches CUDA before the fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable
+from types import FrameType
+
+import torch
+
+from launcher.cluster import rendezvous
+from launcher.cluster.accelerator import accelerator
+from launcher.cluster.process import end_with_parent, name_rank
+from launcher.cluster.world import World
+from launcher.errors import UsageError
+from launcher.run.prepare import Prepared
+from launcher.run.rank import end_process, run_rank
+from launcher.terminal import say
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# For saving, for the tracker's last lines, and for what a rank says that others ended because of.
+_OTHERS_END_WITHIN_S = 30.0
+_POLL_S = 0.02
+
+
+def train_on_ranks(prepared: Prepared) -> int:
+    """Train on as many ranks of this machine as the inputs are for; returns the exit code.
+
+    Raises UsageError when there are GPUs, but fewer than ranks, or MASTER_PORT is taken.
+
+    SIGTERM, SIGUSR1 and SIGINT go to the ranks, which save and stop; a second SIGINT kills them.
+    """
+    size = prepared.inputs.world_size
+    if accelerator() == "cuda" and size > torch.cuda.device_count():
+        raise UsageError(
+            f"{size} ranks were asked for and this machine has {torch.cuda.device_count()} GPU(s):"
+            " take fewer with --ranks, or run on the CPU with DS_ACCELERATOR=cpu"
+        )
+    os.environ["DS_ACCELERATOR"] = accelerator()
+    os.environ["SCL_PARENT_PID"] = str(os.getpid())
+    if accelerator() == "cpu":
+        # Looks for GPUs when it is imported, so that on a GPU each rank does so itself.
+        import deepspeed  # noqa: F401
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    listening = rendezvous.listen(address, int(os.environ.get("MASTER_PORT", "0")))
+    port = listening.getsockname()[1]
+
+    def body(rank: int) -> int:
+        world = World(
+            rank,
+            rank,
+            size,
+            address,
+            port,
+            source="scl train",
+            listening=listening if rank == 0 else None,
+        )
+        if rank:
+            listening.close()
+        return run_rank(world, lambda: prepared)
+
+    ranks = Ranks(body, size)
+    listening.close()
+    return ranks.wait()
+
+
+class Ranks:
+    """Forked processes in one process group, which end together.
+
+    `body(rank)` gives the exit code of each. Signals to this process go to all of them.
+    """
+
+    def __init__(self, body: Callable[[int], int], size: int) -> None:
+        self._group = 0
+        self._interrupts = 0
+        self._passed_on = 0
+        self._running: set[int] = set()
+        # Pending until all are there: a signal must reach every rank or none.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._former = {number: signal.signal(number, self._pass_on) for number in _SIGNALS}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # What exists by now is never freed, so that the collector does not copy its pages.
+        gc.freeze()
+        parent = os.getpid()
+        for rank in range(size):
+            pid = os.fork()
+            if pid == 0:
+                _become(rank, parent, self._group)
+                end_process(body(rank))
+            self._group = self._group or pid
+            os.setpgid(pid, self._group)
+            self._running.add(pid)
+        gc.unfreeze()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+    def wait(self) -> int:
+        """Until all have ended. Returns the code of the first that failed, or else 0."""
+        try:
+            while self._running:
+                if code := self._next():
+                    self._end_others(code)
+                    return self._verdict(code)
+            return 0
+        finally:
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
+            self._kill()
+
+    def _next(self, *, wait: bool = True) -> int | None:
+        """The code of the next rank to end, negative if a signal did it; None if none has yet."""
+        pid, status = os.waitpid(-self._group, 0 if wait else os.WNOHANG)
+        if not pid:
+            return None
+        self._running.discard(pid)
+        return os.waitstatus_to_exitcode(status)
+
+    def _end_others(self, code: int) -> None:
+        """After the first has ended with `code`: wait for the others, and see that they end."""
+        began = asked = time.monotonic()
+        while self._running and time.monotonic() < began + _OTHERS_END_WITHIN_S:
+            # A rank that is still saving only notes it; one that waits for the dead ends. Asked
+            # again, since it may have had no ear for it before. A stop all have agreed on already.
+            if code <= 128 and time.monotonic() >= asked:
+                self._send(signal.SIGTERM)
+                asked += 1.0
+            if self._next(wait=False) is None:
+                time.sleep(_POLL_S)
+
+    def _verdict(self, code: int) -> int:
+        if code >= 0:
+            return code
+        name = signal.Signals(-code).name
+        if -code == self._passed_on:
+            say(f"stopped by {name} before there was anything to save")
+            return 128 - code
+        say(
+            f"error: a rank was killed by {name} (out of memory, if nobody sent it); the others "
+            "were ended; the same command continues from the last checkpoint"
+        )
+        return 1
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += number == signal.SIGINT
+        self._passed_on = number
+        if self._interrupts > 1:
+            self._kill()
+        else:
+            self._send(number)
+
+    def _send(self, number: int) -> None:
+        for pid in self._running:
+            os.kill(pid, number)
+
+    def _kill(self) -> None:
+        """Ranks and what they have started that stayed in their group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._group, signal.SIGKILL)
+
+
+def _become(rank: int, parent: int, group: int) -> None:
+    """Make this fork a rank: what it has from its parent but must not have is undone."""
+    os.setpgid(0, group)
+    name_rank(rank)
+    end_with_parent(parent)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    # Data workers import their parent's main module; here that is a command line they never use.
+    sys.modules["__main__"] = types.ModuleType("__main__")
