@@ -24,16 +24,14 @@ from sclcore.geometry import geometry_of
 from sclcore.guard import keep_layers_alive, may_die
 from sclcore.holdings import Holdings
 from sclcore.observe import Observation, observe
+from sclcore.outside import LastWritten, say_lost, take_over
 from sclcore.passes import bounds_of, first_pass, normalisers, options_of, second_pass, total_norm
 from sclcore.pieces import check_alike
+from sclcore.settings import check_group
 from sclcore.shards import Shard, check_shards
 from sclcore.sparse import SparseOptimizer
-from sclcore.step import get_proxy
 from sclcore.update import FLIPS, NO_CUTS, SAFE, live, write
-from sclcore.weights import check_rule, step_dense
-
-NORMALIZATIONS = ("feature", "layer", "none")
-MASK_DTYPES = ("float32", "bfloat16")
+from sclcore.weights import step_dense
 
 
 class SCL(SparseOptimizer):
@@ -134,34 +132,14 @@ class SCL(SparseOptimizer):
         self._process_group: dist.ProcessGroup | None = None
         self._held: Holdings | None = None
         self._skipping = False
+        self._written = LastWritten()
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("skipped_steps", "grad_norm", "observing", "held_layers", "observations")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
 
     def _validate(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "lam", "mask_lr", "weight_decay", "min_connections"):
-            if not group[name] >= 0 or math.isinf(group[name]):
-                raise ValueError(f"{name} must be 0 or more and finite, not {group[name]}")
-        for name in ("momentum", "mask_momentum"):
-            if not 0 <= group[name] < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {group[name]}")
-        check_rule(group)
-        if not math.isfinite(group["mask_init"]) or group["mask_init"] <= 0:
-            raise ValueError(
-                "mask_init must be above 0, so that training starts dense, not "
-                f"{group['mask_init']}"
-            )
-        if group["normalize"] not in NORMALIZATIONS:
-            known = ", ".join(NORMALIZATIONS)
-            raise ValueError(f"unknown normalize {group['normalize']!r}: choose one of {known}")
-        get_proxy(group["proxy"])
-        if group["mask_dtype"] not in MASK_DTYPES:
-            known = ", ".join(MASK_DTYPES)
-            raise ValueError(f"unknown mask_dtype {group['mask_dtype']!r}: choose one of {known}")
-        for name in ("costs", "transposed_groups", "granularity", "n_m", "param_names"):
-            if name in group and len(group[name]) != len(group["params"]):
-                raise ValueError(f"{name} must have one entry per parameter of its group")
+        check_group(group)
 
     def _complete(self, group: dict[str, Any]) -> None:
         super()._complete(group)
@@ -176,6 +154,7 @@ class SCL(SparseOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's. Which shards a rank holds is the engine's to say, so it is no part of it."""
+        self._take_over_touched()
         state = super().state_dict()
         for group in state["param_groups"]:
             group.pop("shards", None)
@@ -212,6 +191,32 @@ class SCL(SparseOptimizer):
         held = self._hold()
         for piece, neighbours in zip(held.pieces, held.new_blocks(), strict=True):
             write(piece, live(piece, neighbours))
+        self._written.note(held.params)
+
+    @torch.no_grad()
+    def read_weights(self) -> None:
+        """Take the present values of the parameters over as the weights w; masks stay.
+
+        Each step and `state_dict` do so on their own where PyTorch knows of a write, as after
+        `model.load_state_dict`; it does not know of one through `p.data`. Collective where state
+        is sharded.
+        """
+        held = self._hold()
+        self._take_over(held, held.params)
+
+    def _take_over(self, held: Holdings, params: Sequence[Tensor]) -> None:
+        say_lost(take_over(held, params), self._warn)
+        self._written.note(params)
+
+    @torch.no_grad()
+    def _take_over_touched(self) -> None:
+        groups = [group for group in self.param_groups if group["connections"]]
+        touched = self._written.touched(p for group in groups for p in group["params"])
+        if not touched or self._held is None:
+            return
+        # Where state is sharded this is not collective: what has moved waits for the next step.
+        if self._held.exchange is None or self._held.is_current(groups):
+            self._take_over(self._hold(groups), touched)
 
     def set_shards(
         self, shards: Mapping[int, Sequence[Shard]], process_group: dist.ProcessGroup
@@ -254,6 +259,8 @@ class SCL(SparseOptimizer):
     def _step_connections(self, groups: list[dict[str, Any]]) -> bool:
         """The update of everything with masks; False if the gradient of any rank is not finite."""
         held = self._hold(groups)
+        if touched := self._written.touched(held.params):
+            self._take_over(held, touched)
         bounds, grads = bounds_of(held), held.gradients()
         settings = options_of(held, bounds)
         norm = total_norm(self.param_groups)
@@ -277,6 +284,7 @@ class SCL(SparseOptimizer):
             group["updates"] += 1
         if doubtful:
             self.held_layers += keep_layers_alive(held)
+        self._written.note(held.params)
         if self.observing:
             others = {n: o for n, o in self.observations.items() if n not in held.names}
             self.observations = others | observe(held, rms, divisors)

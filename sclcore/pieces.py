@@ -174,6 +174,7 @@ def gradient_of(piece: Piece, source: Source) -> Tensor | None:
 
 
 def _local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor, which is all of it unless it is a DTensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

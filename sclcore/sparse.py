@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,6 +46,7 @@ class SparseOptimizer(Optimizer):
         self.skipped_steps = 0
         self.grad_norm = math.nan
         self.held_layers = []
+        self._has_warned = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "skipped_steps" not in self.__dict__:
@@ -67,6 +69,12 @@ class SparseOptimizer(Optimizer):
         """ValueError with one sentence where an option is out of its range."""
         raise NotImplementedError
 
+    def _warn(self, text: str) -> None:
+        """Say something once: a loop that does it at every step would say it at every step."""
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(text, stacklevel=2)
+
     def masks(self) -> dict[str, Tensor]:
         """Which connections are live: parameter name → bool tensor of the parameter's shape.
 
@@ -78,6 +86,15 @@ class SparseOptimizer(Optimizer):
         """Set every connection's parameter to its effective weight, after state was loaded.
 
         Collective where state is sharded.
+        """
+        raise NotImplementedError
+
+    def read_weights(self) -> None:
+        """Take the present values of the parameters over as weights; what is dead stays 0.
+
+        Each step does so on its own where PyTorch knows of a write, as after
+        `model.load_state_dict`; it does not know of one through `p.data`. Collective where state
+        is sharded.
         """
         raise NotImplementedError
 
