@@ -14,14 +14,24 @@ if TYPE_CHECKING:
     from sclcore.connections import connection_groups, layer_budgets, weight_uses
     from sclcore.optimizer import SCL
     from sclcore.schedule import Schedule, Scheduler
+    from sclcore.sparse import apply_masks
 
-__all__ = ["SCL", "Schedule", "Scheduler", "connection_groups", "layer_budgets", "weight_uses"]
+__all__ = [
+    "SCL",
+    "Schedule",
+    "Scheduler",
+    "apply_masks",
+    "connection_groups",
+    "layer_budgets",
+    "weight_uses",
+]
 
 # Looked up when first asked for: whoever reads a recipe needs `Schedule` and no second of torch.
 _HOMES = {
     "SCL": "sclcore.optimizer",
     "Schedule": "sclcore.schedule",
     "Scheduler": "sclcore.schedule",
+    "apply_masks": "sclcore.sparse",
     "connection_groups": "sclcore.connections",
     "layer_budgets": "sclcore.connections",
     "weight_uses": "sclcore.connections",
