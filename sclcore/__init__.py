@@ -5,8 +5,48 @@ from sclcore import SCL, connection_groups
 optimizer = SCL(connection_groups(model), lr=0.1, lam=0.1)
 """
 
-from sclcore.connections import connection_groups, layer_budgets, weight_uses
-from sclcore.optimizer import SCL
-from sclcore.schedule import Schedule, Scheduler
+from __future__ import annotations
 
-__all__ = ["SCL", "Schedule", "Scheduler", "connection_groups", "layer_budgets", "weight_uses"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sclcore.connections import connection_groups, layer_budgets, weight_uses
+    from sclcore.optimizer import SCL
+    from sclcore.schedule import Schedule, Scheduler
+    from sclcore.sparse import apply_masks
+
+__all__ = [
+    "SCL",
+    "Schedule",
+    "Scheduler",
+    "apply_masks",
+    "connection_groups",
+    "layer_budgets",
+    "weight_uses",
+]
+
+# Looked up when first asked for: whoever reads a recipe needs `Schedule` and no second of torch.
+_HOMES = {
+    "SCL": "sclcore.optimizer",
+    "Schedule": "sclcore.schedule",
+    "Scheduler": "sclcore.schedule",
+    "apply_masks": "sclcore.sparse",
+    "connection_groups": "sclcore.connections",
+    "layer_budgets": "sclcore.connections",
+    "weight_uses": "sclcore.connections",
+}
+
+
+if not TYPE_CHECKING:  # else a checker of types would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

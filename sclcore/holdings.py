@@ -45,7 +45,9 @@ class Holdings:
             found += find_pieces(group, self.tensors[first:], first, state)
         self.names = [tensor.name for tensor in self.tensors]
         self.pieces = [piece for piece, _ in found]
-        self._sources = [source for _, source in found]
+        self.sources = [source for _, source in found]
+        self.params = [*dict.fromkeys(source.param for source in self.sources)]
+        """The parameters that the pieces are parts of, each once."""
         self._memory = [*memory_of(self._groups, state)]
         self._known_places: dict[tuple[int, ...], Tensor] = {}
         by_group: dict[int, list[int]] = {}
@@ -67,6 +69,8 @@ class Holdings:
         """Of each tensor, how far a step may lower mask variables for its count of safe ones."""
         self.moved: Sequence[int] = ()
         """The pieces whose masks the last step moved."""
+        self.blocks: list[Mapping[int, Tensor]] = [{} for _ in self.pieces]
+        """Of each piece, the N:M blocks that other ranks hold parts of, as they were last known."""
         self.count_live()
 
     def is_current(self, groups: Sequence[Group]) -> bool:
@@ -78,7 +82,7 @@ class Holdings:
 
     def gradients(self) -> dict[int, Tensor]:
         """G of each piece that has one, flat and in the precision of its state."""
-        pairs = zip(self.pieces, self._sources, strict=True)
+        pairs = zip(self.pieces, self.sources, strict=True)
         found = {i: gradient_of(piece, source) for i, (piece, source) in enumerate(pairs)}
         return {i: grad for i, grad in found.items() if grad is not None}
 
@@ -90,7 +94,9 @@ class Holdings:
 
         Collective where tensors are sharded.
         """
-        return self.exchange.new_blocks() if self.exchange else [{} for _ in self.pieces]
+        if self.exchange is not None:
+            self.blocks = self.exchange.new_blocks()
+        return self.blocks
 
     def cut_units(self, piece: int) -> Mapping[int, Any]:
         """The units of a piece that other ranks hold parts of, by number."""

@@ -13,30 +13,22 @@ and normalisation, which is not linear, comes after that average. Source: Tang e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
-from sclcore.geometry import geometry_of
 from sclcore.guard import keep_layers_alive, may_die
 from sclcore.holdings import Holdings
-from sclcore.observe import Observation, observe
+from sclcore.latent import LatentState
+from sclcore.observe import observe
 from sclcore.passes import bounds_of, first_pass, normalisers, options_of, second_pass, total_norm
-from sclcore.pieces import check_alike
-from sclcore.shards import Shard, check_shards
-from sclcore.sparse import SparseOptimizer
-from sclcore.step import get_proxy
-from sclcore.update import FLIPS, NO_CUTS, SAFE, live, write
-from sclcore.weights import check_rule, step_dense
-
-NORMALIZATIONS = ("feature", "layer", "none")
-MASK_DTYPES = ("float32", "bfloat16")
+from sclcore.settings import check_group
+from sclcore.update import FLIPS, NO_CUTS, SAFE
+from sclcore.weights import step_dense
 
 
-class SCL(SparseOptimizer):
+class SCL(LatentState):
     """Sparse Connectivity Learning, with SGD or AdamW for the weights.
 
         optimizer = SCL(connection_groups(model), lr=0.1, lam=0.1)
@@ -125,109 +117,8 @@ class SCL(SparseOptimizer):
         }
         super().__init__(params, defaults)
 
-    def _reset(self) -> None:
-        super()._reset()
-        self.connections_before: dict[str, int] = {}
-        self.observing = False
-        self.observations: dict[str, Observation] = {}
-        self.flips: dict[tuple[str, ...], Tensor] = {}
-        self._process_group: dist.ProcessGroup | None = None
-        self._held: Holdings | None = None
-        self._skipping = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = ("skipped_steps", "grad_norm", "observing", "held_layers", "observations")
-        return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
-
     def _validate(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "lam", "mask_lr", "weight_decay", "min_connections"):
-            if not group[name] >= 0 or math.isinf(group[name]):
-                raise ValueError(f"{name} must be 0 or more and finite, not {group[name]}")
-        for name in ("momentum", "mask_momentum"):
-            if not 0 <= group[name] < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {group[name]}")
-        check_rule(group)
-        if not math.isfinite(group["mask_init"]) or group["mask_init"] <= 0:
-            raise ValueError(
-                "mask_init must be above 0, so that training starts dense, not "
-                f"{group['mask_init']}"
-            )
-        if group["normalize"] not in NORMALIZATIONS:
-            known = ", ".join(NORMALIZATIONS)
-            raise ValueError(f"unknown normalize {group['normalize']!r}: choose one of {known}")
-        get_proxy(group["proxy"])
-        if group["mask_dtype"] not in MASK_DTYPES:
-            known = ", ".join(MASK_DTYPES)
-            raise ValueError(f"unknown mask_dtype {group['mask_dtype']!r}: choose one of {known}")
-        for name in ("costs", "transposed_groups", "granularity", "n_m", "param_names"):
-            if name in group and len(group[name]) != len(group["params"]):
-                raise ValueError(f"{name} must have one entry per parameter of its group")
-
-    def _complete(self, group: dict[str, Any]) -> None:
-        super()._complete(group)
-        size = len(group["params"])
-        group.setdefault("costs", [1.0] * size)
-        group.setdefault("transposed_groups", [0] * size)
-        group.setdefault("granularity", ["weight"] * size)
-        group.setdefault("n_m", [None] * size)
-        check_alike(group)
-        for place, shape in enumerate(group["shapes"]):
-            geometry_of(group, place, shape)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As torch's. Which shards a rank holds is the engine's to say, so it is no part of it."""
-        state = super().state_dict()
-        for group in state["param_groups"]:
-            group.pop("shards", None)
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but latent state keeps its own precision where the parameter has less.
-
-        The parameters themselves are set to w ⊙ H(m), so that model and masks always agree.
-        Collective where state is sharded.
-        """
-        shards = [group.get("shards") for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, own in zip(self.param_groups, shards, strict=True):
-            if own is not None:
-                group["shards"] = own
-        saved = state_dict["state"]
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for index, p in zip(ids, params, strict=True):
-            for key, value in saved.get(index, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[p][key] = value.detach().to(p.device, copy=True)
-        self.write_weights()
-
-    @torch.no_grad()
-    def write_weights(self) -> None:
-        """Set every connection's parameter to w ⊙ H(m), after state was loaded or changed.
-
-        Collective where state is sharded.
-        """
-        # Anew: what was counted before is no longer true.
-        self._held = None
-        held = self._hold()
-        for piece, neighbours in zip(held.pieces, held.new_blocks(), strict=True):
-            write(piece, live(piece, neighbours))
-
-    def set_shards(
-        self, shards: Mapping[int, Sequence[Shard]], process_group: dist.ProcessGroup
-    ) -> None:
-        """Declare that groups have become one flat tensor each, of which ranks hold slices.
-
-        `shards` says, for the number of a group, what lies where in this rank's flat tensor. Sums
-        over features are completed over `process_group`. FSDP2 needs no such declaration.
-
-        Raises ValueError when a shard fits neither the tensor it names nor the flat one.
-        """
-        for number, parts in shards.items():
-            check_shards(self.param_groups[number], number, parts)
-            self.param_groups[number]["shards"] = list(parts)
-        self._process_group = process_group
-        self._held = None
+        check_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -254,6 +145,8 @@ class SCL(SparseOptimizer):
     def _step_connections(self, groups: list[dict[str, Any]]) -> bool:
         """The update of everything with masks; False if the gradient of any rank is not finite."""
         held = self._hold(groups)
+        if touched := self._written.touched(held.params):
+            self._take_over(held, touched)
         bounds, grads = bounds_of(held), held.gradients()
         settings = options_of(held, bounds)
         norm = total_norm(self.param_groups)
@@ -277,6 +170,7 @@ class SCL(SparseOptimizer):
             group["updates"] += 1
         if doubtful:
             self.held_layers += keep_layers_alive(held)
+        self._written.note(held.params)
         if self.observing:
             others = {n: o for n, o in self.observations.items() if n not in held.names}
             self.observations = others | observe(held, rms, divisors)
@@ -287,83 +181,7 @@ class SCL(SparseOptimizer):
         self.skipped_steps += not math.isfinite(grad_norm)
         return math.isfinite(grad_norm)
 
-    def _hold(self, groups: Sequence[dict[str, Any]] | None = None) -> Holdings:
-        """What this process holds of the groups of connections, made anew where that changed."""
-        if groups is None:
-            groups = [g for g in self.param_groups if g["connections"]]
-        if self._held is None or not self._held.is_current(groups):
-            self._held = Holdings(groups, self.state, self._process_group)
-        return self._held
-
-    def masks(self) -> dict[str, Tensor]:
-        """Which connections are live: parameter name → bool tensor of the parameter's shape.
-
-        Collective where state is sharded, and whole on every rank all the same.
-        """
-        held = self._hold()
-        parts = [live(*both) for both in zip(held.pieces, held.new_blocks(), strict=True)]
-        return held.gather(parts, torch.bool, missing=1)
-
-    def mask_variables(self) -> dict[str, Tensor]:
-        """The mask variables m by parameter name; empty before the first step.
-
-        Collective and in new memory where state is sharded; else the state itself.
-        """
-        if self._hold().exchange is None:
-            both = [*self._connections()]
-            return {n: self.state[p]["mask"] for n, p in both if "mask" in self.state[p]}
-        held = self._hold()
-        gathered = held.gather([piece.mask for piece in held.pieces], held.dtype, missing=0)
-        dtypes = [group["mask_dtype"] for group in held.owners]
-        return {
-            name: values.bfloat16() if dtype == "bfloat16" else values
-            for (name, values), dtype in zip(gathered.items(), dtypes, strict=True)
-        }
-
-    def sample_mask_variables(self, count: int) -> Tensor:
-        """About `count` mask variables, evenly spaced over each tensor, on the CPU in float32.
-
-        Empty before the first step. The same on all ranks, and collective, where state is sharded.
-        """
-        held = self._hold()
-        stride = max(1, sum(tensor.numel for tensor in held.tensors) // count)
-        return held.sample([piece.mask for piece in held.pieces], stride).float().cpu()
-
-    def live_connections(self) -> dict[str, int]:
-        """How many connections of each tensor are live. Collective where state is sharded."""
-        held = self._hold()
-        # The state is everyone's to change between steps.
-        held.count_live()
-        return dict(zip(held.names, held.total_counts(), strict=True))
-
-    def counted_connections(self) -> dict[str, int]:
-        """`live_connections` as the last step counted them, at no cost: state changed by others
-        since then is not seen. Collective where state is sharded.
-        """
-        held = self._hold()
-        return dict(zip(held.names, held.total_counts(), strict=True))
-
-    def take_flips(self) -> dict[str, tuple[int, int]]:
-        """(flips, revivals) of each tensor's masks in all updates since this was last asked.
-
-        A mask that changes twice counts twice. Collective where state is sharded.
-        """
-        taken: dict[str, tuple[int, int]] = {}
-        exchange = self._hold().exchange
-        for names, counts in self.flips.items():
-            total = counts.clone()
-            if exchange is not None:
-                dist.all_reduce(total, group=exchange.group)
-            taken |= {n: (f, r) for n, (f, r) in zip(names, total.tolist(), strict=True)}
-            counts.zero_()
-        return taken
-
     def _add_flips(self, held: Holdings) -> None:
         counts = held.counts[:, FLIPS:SAFE]
         so_far = self.flips.get(names := tuple(held.names))
         self.flips[names] = counts.clone() if so_far is None else so_far.add_(counts)
-
-    def _connections(self) -> Iterator[tuple[str, Tensor]]:
-        for group in self.param_groups:
-            if group["connections"]:
-                yield from zip(group["names"], group["params"], strict=True)

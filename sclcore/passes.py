@@ -15,9 +15,10 @@ from sclcore import update
 from sclcore.guard import Bound, farthest
 from sclcore.holdings import Holdings
 from sclcore.kernels import Kernel, find_kernel
+from sclcore.options import Options, adamw_of
 from sclcore.shards import Piece
-from sclcore.update import Cuts, Options
-from sclcore.weights import adamw_of, step_weight
+from sclcore.update import Cuts
+from sclcore.weights import step_weight
 
 # Below this a feature's gradient is nothing but zeros: it only keeps 0 / 0 from being NaN.
 _EPS = 1e-12

@@ -126,6 +126,11 @@ def _started(group: Group, param: Tensor, state: State, *, viewable: bool) -> di
     return {key: values[key] for key in keys}
 
 
+def begin_state(group: Group, param: Tensor, state: State) -> None:
+    """Begin the state of a parameter of which there is none, ahead of its first gradient."""
+    _started(group, param, state, viewable=True)
+
+
 def _first_masks(group: Group, param: Tensor, weight: Tensor) -> Tensor:
     dtype = torch.bfloat16 if group["mask_dtype"] == "bfloat16" else weight.dtype
     mask = torch.full_like(weight, group["mask_init"], dtype=dtype)
@@ -174,6 +179,7 @@ def gradient_of(piece: Piece, source: Source) -> Tensor | None:
 
 
 def _local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor, which is all of it unless it is a DTensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -7,10 +7,12 @@ a resumed run, or one on another number of ranks, sees the same values.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 
 class Schedule(BaseModel):

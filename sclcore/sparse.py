@@ -10,11 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+
+# The names under which DDP and AveragedModel, torch.compile and FSDP hold the model they wrap.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 
 
 class SparseOptimizer(Optimizer):
@@ -45,6 +51,7 @@ class SparseOptimizer(Optimizer):
         self.skipped_steps = 0
         self.grad_norm = math.nan
         self.held_layers = []
+        self._has_warned = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "skipped_steps" not in self.__dict__:
@@ -67,6 +74,12 @@ class SparseOptimizer(Optimizer):
         """ValueError with one sentence where an option is out of its range."""
         raise NotImplementedError
 
+    def _warn(self, text: str) -> None:
+        """Say something once: a loop that does it at every step would say it at every step."""
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(text, stacklevel=2)
+
     def masks(self) -> dict[str, Tensor]:
         """Which connections are live: parameter name → bool tensor of the parameter's shape.
 
@@ -80,6 +93,23 @@ class SparseOptimizer(Optimizer):
         Collective where state is sharded.
         """
         raise NotImplementedError
+
+    def read_weights(self) -> None:
+        """Take the present values of the parameters over as weights; what is dead stays 0.
+
+        Each step does so on its own where PyTorch knows of a write, as after
+        `model.load_state_dict`; it does not know of one through `p.data`. Collective where state
+        is sharded.
+        """
+        raise NotImplementedError
+
+    def apply_masks(self, model: nn.Module) -> None:
+        """Set the dead connections of another model of the same network to 0, as `apply_masks`.
+
+        An average of the weights over time (EMA, SWA) needs it: it holds a little of whatever died
+        on the way. Collective where state is sharded.
+        """
+        apply_masks(model, self.masks())
 
     def live_connections(self) -> dict[str, int]:
         """How many connections of each tensor are live. Collective where state is sharded."""
@@ -111,6 +141,40 @@ class SparseOptimizer(Optimizer):
         # Not "param_names": torch wants that in all groups or in none.
         group.setdefault("names", group.get("param_names", numbers))
         group.setdefault("shapes", [tuple(p.shape) for p in group["params"]])
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set what is dead in `masks` (parameter name → bool, true is live) to 0 in `model`, in place.
+
+    The model may be wrapped, by `AveragedModel`, DDP or `torch.compile`: what such wrappers put
+    before a name is left out of account. Raises ValueError, and changes nothing, where the model
+    has no parameter of that name and shape.
+    """
+    own = dict(model.named_parameters())
+    bare = {_bare(name): param for name, param in own.items()}
+    params = {name: own.get(name, bare.get(_bare(name))) for name in masks}
+    for name, mask in masks.items():
+        param = params[name]
+        if param is None or param.shape != mask.shape:
+            found = "none" if param is None else f"one of shape {tuple(param.shape)}"
+            raise ValueError(
+                f"the masks are not of this model: {name} of shape {tuple(mask.shape)} is masked, "
+                f"and the model has {found} of that name"
+            )
+    for name, mask in masks.items():
+        param, dead = params[name], ~mask
+        assert param is not None
+        if isinstance(param, DTensor):
+            dead = distribute_tensor(dead, param.device_mesh, param.placements)
+        param.masked_fill_(dead.to(param.device), 0.0)
+
+
+def _bare(name: str) -> str:
+    """The name of a parameter without what wrappers of its model have put before it."""
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def hash_masks(masks: Mapping[str, Tensor]) -> str:

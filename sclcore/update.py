@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sclcore.options import Options
 from sclcore.shards import Piece
 from sclcore.step import get_proxy, unit_step
-from sclcore.weights import AdamW, step_weight
+from sclcore.weights import step_weight
 
 LIVE, FLIPS, REVIVALS, SAFE = range(4)
 """What `update` counts for each piece."""
@@ -35,28 +36,6 @@ class Cuts:
 
 
 NO_CUTS = Cuts()
-
-
-@dataclass(frozen=True)
-class Options:
-    """The settings of one parameter group at this step; `price` is λ · c of the tensor."""
-
-    lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    mask_lr: float
-    mask_momentum: float
-    proxy: str
-    price: float
-    reach: float
-    """How far a new gradient can lower a mask variable in the next step; inf: nobody asks."""
-    drag: float
-    """How far its momentum does, per unit."""
-    noise: int
-    """Seeds the rounding of mask variables kept in less than float32; another one at each step."""
-    adamw: AdamW | None = None
-    """Moves the weights in place of SGD, whose settings then count for nothing."""
 
 
 def live(piece: Piece, blocks: Mapping[int, Tensor] = NO_CUTS.blocks) -> Tensor:

@@ -8,18 +8,15 @@ arXiv 1711.05101), so that a network without masks is trained bit for bit as tor
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from sclcore.options import AdamW, Options, adamw_of
 from sclcore.shards import Piece
-
-if TYPE_CHECKING:
-    from sclcore.update import Options
 
 WEIGHT_RULES = ("sgd", "adamw")
 BUFFERS = {"momentum": "momentum_buffer", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
@@ -34,24 +31,6 @@ def undecayed(model: nn.Module) -> set[str]:
     """
     named = getattr(model, "no_weight_decay", set)()
     return {name for name, p in model.named_parameters() if p.ndim <= 1 or name in named}
-
-
-@dataclass(frozen=True)
-class AdamW:
-    """The settings of AdamW at this step; `updates` are those before it."""
-
-    beta1: float
-    beta2: float
-    eps: float
-    updates: int
-
-
-def adamw_of(group: Mapping[str, Any]) -> AdamW | None:
-    """AdamW's settings of a parameter group that is moved by it."""
-    if group["weight_rule"] != "adamw":
-        return None
-    beta1, beta2 = group["betas"]
-    return AdamW(beta1, beta2, group["eps"], group["updates"])
 
 
 def buffers_of(group: Mapping[str, Any]) -> tuple[str, ...]:

@@ -32,6 +32,13 @@ def test_plain_pytorch() -> None:
     assert sum(int((layer.weight != 0).sum()) for layer in layers) == names["live"]
 
 
+def test_averaged_model() -> None:
+    """Dense by itself, and as sparse as the model it is the average of once masks are applied."""
+    names = run("averaged_model.py")
+    assert names["dense"] == 64 * 100 + 100 * 10 and names["top1"] > 0.85
+    assert names["live"] == sum(names["optimizer"].live_connections().values()) < 0.25 * 7400
+
+
 def test_lightning() -> None:
     names = run("lightning_module.py")
     assert names["live"] < 0.4 * names["total"] and names["results"]["top1"] > 0.8

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from sclcore.outside import LastWritten, say_lost
 from sclcore.passes import total_norm
 from sclcore.sparse import SparseOptimizer
 from sclcore.weights import check_rule, step_dense
@@ -62,6 +63,10 @@ class Baseline(SparseOptimizer):
         }
         super().__init__(params, defaults)
 
+    def _reset(self) -> None:
+        super()._reset()
+        self._written = LastWritten()
+
     def _validate(self, group: dict[str, Any]) -> None:
         kind = type(self).__name__
         for name in ("lr", "weight_decay"):
@@ -91,14 +96,30 @@ class Baseline(SparseOptimizer):
             return loss
         self.held_layers = []
         updates = self._first["updates"]
-        if self._step_connections(self._connections()):
+        connections = self._connections()
+        touched = {id(p) for p in self._written.touched(each.param for each in connections)}
+        self._take_over([each for each in connections if id(each.param) in touched])
+        if self._step_connections(connections):
             for group in self.param_groups:
                 if not group["connections"]:
                     step_dense(group, self.state)
         for group in self.param_groups:
             if group["connections"]:
                 group["updates"] = updates + 1
+        self._written.note(each.param for each in connections)
         return loss
+
+    @torch.no_grad()
+    def read_weights(self) -> None:
+        self._take_over(self._connections())
+
+    def _take_over(self, connections: list[Connected]) -> None:
+        lost = {each.name: self._take_values(each) for each in connections}
+        say_lost({name: count for name, count in lost.items() if count}, self._warn)
+
+    def _take_values(self, each: Connected) -> int:
+        """Make the present values of the parameter its weights; how many are 0 now, being dead."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def _connections(self) -> list[Connected]:
@@ -172,6 +193,11 @@ class Masked(Baseline):
     def write_weights(self) -> None:
         for each in self._connections():
             _bury(each)
+
+    def _take_values(self, each: Connected) -> int:
+        lost = int(torch.count_nonzero(each.param.masked_fill(each.state["mask"], 0.0)))
+        _bury(each)
+        return lost
 
     def _has_started(self, state: dict[str, Any]) -> bool:
         return "mask" in state

@@ -71,6 +71,12 @@ class SoftThreshold(Baseline):
         """g(s) of each tensor: weights below it are dead."""
         return {each.name: float(each.state["threshold"].sigmoid()) for each in self._connections()}
 
+    def _take_values(self, each: Connected) -> int:
+        v, w = each.param, each.state["weight"]
+        changed = v != _effective(each).to(v.dtype)
+        w.copy_(torch.where(changed, v + v.sign() * each.state["threshold"].sigmoid(), w))
+        return 0
+
     def _has_started(self, state: dict[str, Any]) -> bool:
         return "threshold" in state
 
@@ -116,7 +122,11 @@ def _live(each: Connected) -> Tensor:
     return each.state["weight"].abs() > each.state["threshold"].sigmoid()
 
 
-def _write(each: Connected) -> None:
-    """v = sign(w) · relu(|w| − g(s)), into the parameter."""
+def _effective(each: Connected) -> Tensor:
+    """v = sign(w) · relu(|w| − g(s))."""
     w = each.state["weight"]
-    each.param.copy_(w.sign() * (w.abs() - each.state["threshold"].sigmoid()).relu())
+    return w.sign() * (w.abs() - each.state["threshold"].sigmoid()).relu()
+
+
+def _write(each: Connected) -> None:
+    each.param.copy_(_effective(each))

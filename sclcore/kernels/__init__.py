@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sclcore.options import Options
 from sclcore.shards import Piece
-from sclcore.update import Options
 
 _log = logging.getLogger(__name__)
 

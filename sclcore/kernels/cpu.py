@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sclcore.kernels import compiler
+from sclcore.options import Options
 from sclcore.shards import Piece
 from sclcore.step import LEAKY_SLOPE
-from sclcore.update import Options
 
 _PROXIES = ("identity", "leaky_relu", "softplus", "relu", "clipped")
 # Below this many weights a second thread takes longer to start than it saves.

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sclcore.kernels import triton_kernels
+from sclcore.options import Options
 from sclcore.shards import Piece
 from sclcore.step import LEAKY_SLOPE
-from sclcore.update import Options
 
 _PRECISIONS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

@@ -112,6 +112,8 @@ class Case:
     """Under FSDP2 as well."""
     resume_at: int | None = None
     """The step after which everything is saved and continued with an optimizer made anew."""
+    meddle_at: int | None = None
+    """The step after which masks are chosen and weights written from outside."""
 
 
 MOVING = {"lr": 0.05, "lam": 0.1, "mask_lr": 0.02, "mask_momentum": 0.8, "weight_decay": 1e-3}
@@ -180,6 +182,7 @@ CASES: dict[str, Case] = {
         costs=(1.0, 0.0, 0.0, 0.0, 0.0, 0.0),
         lam_from=(10, 0.0),
     ),
+    "meddled": Case(MOVING, {"n_m": TWO_OF_FOUR}, steps=40, worlds=(3,), fsdp=True, meddle_at=15),
     "poison": Case(MOVING, steps=12, poison=(5, 1), fsdp=True),
     "adamw": Case(ADAMW, resume_at=50, fsdp=True),
     "adamw-float32": Case({**ADAMW, "eps": 1e-3}, dtype=torch.float32, worlds=(3,), steps=20),
@@ -246,6 +249,17 @@ class Whole:
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def meddle(self) -> None:
+        """What a loop of one's own may do between two steps."""
+        generator = torch.Generator().manual_seed(6)
+        names = [*self.optimizer.connection_sizes()][1:]
+        shapes = {n: m.shape for n, m in self.optimizer.masks().items()}
+        self.optimizer.set_masks({n: torch.randn(shapes[n], generator=generator) for n in names})
+        with torch.no_grad():
+            for group in self.optimizer.param_groups:
+                for p in group["params"]:
+                    p.mul_(0.5)
 
     def renew(self) -> None:
         """Go on with an optimizer made anew from the saved state."""
@@ -321,6 +335,10 @@ class Flat(Whole):
                 grad.copy_(mean.view(grad.shape))
         if poisoned:
             self.poison()
+
+    def meddle(self) -> None:
+        super().meddle()
+        self._gather()
 
     def _gather(self) -> None:
         rows = []
@@ -436,6 +454,8 @@ def run(session: Whole) -> dict[str, Any]:
             found["flips"].append(optimizer.take_flips())
         if case.resume_at == index:
             session.renew()
+        if case.meddle_at == index:
+            session.meddle()
     optimizer = session.optimizer
     return {
         **found,

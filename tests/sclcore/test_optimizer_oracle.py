@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sclcore import SCL, connection_groups
-from sclcore.optimizer import NORMALIZATIONS
+from sclcore.settings import NORMALIZATIONS
 from sclcore.step import PROXIES
 from tests.sclcore.nets import MIXED_USES, Mixed, mixed_batches
 from tests.sclcore.oracle import Textbook, connections_of

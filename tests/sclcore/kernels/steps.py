@@ -13,9 +13,10 @@ from torch import Tensor
 from sclcore import update as reference
 from sclcore.geometry import Geometry
 from sclcore.kernels import Kernel
+from sclcore.options import Options
 from sclcore.shards import Piece
 from sclcore.step import PROXIES
-from sclcore.update import FLIPS, REVIVALS, Options
+from sclcore.update import FLIPS, REVIVALS
 
 # What the sums of squares may differ by, relatively: both add up to thousands of float32 in some
 # order, some 1e-7 each time they round, and partly cancelling.

@@ -15,8 +15,8 @@ from torch import nn
 from sclcore import SCL, connection_groups, kernels
 from sclcore.geometry import Geometry
 from sclcore.kernels import compiler, cpu
+from sclcore.options import Options
 from sclcore.step import PROXIES
-from sclcore.update import Options
 from tests.sclcore.kernels.steps import ALL_OPTIONS, CUT, WHOLE, check_steps, label, make_pieces
 from tests.sclcore.nets import Mixed, mixed_batches, train
 

@@ -12,7 +12,7 @@ import torch
 
 from sclcore.geometry import Geometry
 from sclcore.kernels.cuda import CudaKernel
-from sclcore.update import Options
+from sclcore.options import Options
 from tests.sclcore.kernels.steps import ALL_OPTIONS, CUT, WHOLE, check_steps, label, make_pieces
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
