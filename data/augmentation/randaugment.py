@@ -1,24 +1,11 @@
 """RandAugment in timm's notation, with draws that belong to the sample alone."""
 
 import random
-import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-_POLICY = re.compile(r"rand(-(m\d+|n\d+|p(0?\.\d+|1|0)|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t\w+))*")
-
-
-def check_policy(text: str) -> None:
-    """Refuse what timm would misread in silence.
-
-    Raises:
-        ValueError: it is not RandAugment in timm's notation.
-    """
-    if not _POLICY.fullmatch(text):
-        raise ValueError("should be RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1")
 
 
 def rand_augment(

@@ -20,7 +20,6 @@ from data.packing.summary import check_against_source
 from data.packing.timm_info import write_timm_info
 from data.packing.writer import DoneShard, ShardTask, ShardWriter, finished_shard, shard_tasks
 from data.processes import unordered
-from data.shards.adopt import index_shards
 from data.shards.index import SampleIndex
 from data.shards.manifest import (
     INDEX_NAME,
@@ -32,8 +31,6 @@ from data.shards.manifest import (
     write_manifest,
 )
 from data.sources.source import Reader, Source
-
-__all__ = ["default_shard_samples", "index_shards", "pack"]
 
 PACKING_NAME = "packing.json"
 _log = logging.getLogger("data")

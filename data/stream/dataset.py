@@ -15,11 +15,12 @@ from data.augmentation.transforms import Transform, eval_transform, sample_seed,
 from data.config import DataConfig
 from data.errors import DataError
 from data.images.decode import CorruptImage
-from data.shards.class_order import warn_if_sorted
+from data.shards.class_order import is_sorted_by_class
 from data.shards.index import SampleIndex, key_at
 from data.shards.manifest import INDEX_NAME
 from data.storage.reader import ShardReader
 from data.storage.store import Store, open_store
+from data.stream import plan
 from data.stream.batches import channels_first, empty_images
 
 # More corrupt neighbours than this in a row are a broken shard, not a broken sample.
@@ -186,7 +187,13 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def warn_if_sorted(self) -> None:
         """Log a warning if the order of training cannot mix the classes of these shards."""
-        warn_if_sorted(self._index.label, self.store.name)
+        # A set of one window is permuted as a whole, however it lies.
+        if len(self) > plan.WINDOW and is_sorted_by_class(self._index.label):
+            _log.warning(
+                "%s is sorted by class, so a batch sees few classes at a time and training "
+                "suffers; pack it again with `scl pack`, which shuffles",
+                self.store.name,
+            )
 
     def stages(self, ids: np.ndarray) -> range:
         """Return the groups of shards that ascending ``ids`` are read from, see ``Ahead``."""
@@ -231,4 +238,4 @@ def open_split(config: DataConfig, split: str) -> ShardDataset:
         DataError: nothing packed there, the shards are not those of the manifest, or a place
             elsewhere cannot be reached.
     """
-    return ShardDataset(open_store(config, split), config)
+    return ShardDataset(open_store(config, split, plan.WINDOW), config)

@@ -251,8 +251,8 @@ def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
+    from data.packing.adopt import index_shards
     from data.packing.contact_sheet import draw_contact_sheet
-    from data.shards.adopt import index_shards
 
     manifest = index_shards(options.folder, label_from=options.label_from)
     draw_contact_sheet(options.folder, manifest)

@@ -20,8 +20,9 @@ from webdataset.compat import WebDataset
 from webdataset.writer import ShardWriter
 
 from data.errors import DataError
+from data.packing.adopt import index_shards
 from data.packing.encoding import Encoding
-from data.packing.pack import index_shards, pack
+from data.packing.pack import pack
 from data.shards.index import SampleIndex
 from data.shards.manifest import load_manifest
 from data.sources.ilsvrc import find_files, imagenet

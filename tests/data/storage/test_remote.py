@@ -19,7 +19,7 @@ import torch
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.shards.adopt import index_shards
+from data.packing.adopt import index_shards
 from data.shards.manifest import ShardInfo, load_manifest
 from data.storage.cache import ShardCache
 from data.storage.remote import open_source, without_secrets

@@ -11,8 +11,8 @@ from PIL import Image
 
 from data.config import DataConfig
 from data.errors import DataError
+from data.packing.adopt import index_shards
 from data.packing.pack import pack
-from data.shards.adopt import index_shards
 from data.shards.doctor import examine
 from data.sources.image_folder import imagefolder
 from data.stream.dataset import ShardDataset
