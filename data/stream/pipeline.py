@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from data.augmentation.transforms import modules_for
 from data.config import DataConfig
 from data.errors import DataError
 from data.shards.manifest import ImageStats
@@ -74,7 +75,14 @@ def _load(
     # What may be ahead, what the consumer holds, and what it asks for meanwhile.
     memory = BatchMemory(workers * config.prefetch + 2, batch_size * dataset.image_bytes)
     slotted, tasks = memory.dataset(dataset), memory.tasks(keys)
-    return memory.batches(load(slotted, tasks, workers=workers, prefetch=config.prefetch))
+    loaded = load(
+        slotted,
+        tasks,
+        workers=workers,
+        prefetch=config.prefetch,
+        modules=modules_for(config),
+    )
+    return memory.batches(loaded)
 
 
 def _train_keys(

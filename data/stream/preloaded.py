@@ -1,0 +1,12 @@
+"""What every data worker needs, imported once by the server that forks them all."""
+
+from __future__ import annotations
+
+import importlib
+
+from PIL import Image
+
+importlib.import_module("data.stream.pipeline")
+importlib.import_module("torch.utils.data._utils.worker")
+# Pillow imports what reads a format when it first meets one, each worker for itself.
+Image.init()
