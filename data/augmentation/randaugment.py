@@ -1,5 +1,7 @@
 """RandAugment in timm's notation, with draws that belong to the sample alone."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +13,7 @@ from PIL import Image
 def rand_augment(
     text: str, *, size: int, mean: tuple[int, ...], bicubic: bool
 ) -> Callable[[Image.Image, int], Image.Image]:
-    """Return a function of (RGB image, seed); ``size`` and ``mean`` (0 to 255) are as in timm.
+    """Return a function of (RGB image, seed); `size` and `mean` (0 to 255) are as in timm.
 
     timm draws from Python's and numpy's global generators: both are seeded for the call and put
     back as they were.

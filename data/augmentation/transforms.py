@@ -1,5 +1,7 @@
 """From image bytes to uint8 pixels in a batch, with randomness that belongs to the sample alone."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import struct
@@ -44,13 +46,13 @@ def modules_for(config: DataConfig) -> list[str]:
 
 
 def eval_transform(config: DataConfig, stats: ImageStats) -> Transform:
-    """Scale the shorter side, take the centre square of ``image_size``."""
+    """Scale the shorter side, take the centre square of `image_size`."""
     centre = Centre(config.image_size, config.eval_crop_ratio, config.interpolation)
     return _Chain(stats.channels, [centre], draws=False)
 
 
 def train_transform(config: DataConfig, size: int, stats: ImageStats) -> Transform:
-    """Return the augmentation of the recipe for images of ``size``."""
+    """Return the augmentation of the recipe for images of `size`."""
     return _AUGMENTATIONS[config.augment](config, size, stats)
 
 

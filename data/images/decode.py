@@ -1,5 +1,7 @@
 """Image bytes ↔ pixels: JPEG with libjpeg-turbo, everything else, and every doubt, with Pillow."""
 
+from __future__ import annotations
+
 import io
 
 import numpy as np
@@ -15,13 +17,11 @@ class CorruptImage(Exception):
 
 
 def decode(content: bytes, channels: int | None = None) -> Image.Image:
-    """Decode to 8-bit grey (``channels`` 1) or RGB (3); None: whichever the image is stored as.
+    """Decode to 8-bit grey (`channels` 1) or RGB (3); None: whichever the image is stored as.
 
     Of an animation, the first frame; the orientation in EXIF is ignored, as torchvision and timm
-    do; 16 bits become the upper 8. JPEG pixels are those that Pillow would give.
-
-    Raises:
-        CorruptImage: the bytes cannot be decoded.
+    do; 16 bits become the upper 8. JPEG pixels are those that Pillow would give. Raises
+    CorruptImage where the bytes cannot be decoded.
     """
     # Pillow raises many kinds for bytes it cannot decode; all mean the same here.
     try:
@@ -62,9 +62,8 @@ def encode_png(pixels: np.ndarray) -> bytes:
 def checked_extension(content: bytes) -> str:
     """Decode once to be sure that it can be done, and return the format's extension.
 
-    Raises:
-        ValueError: the format is neither JPEG, PNG nor WebP.
-        Exception: whatever Pillow raises for bytes it cannot decode.
+    Raises ValueError where the format is neither JPEG, PNG nor WebP, and whatever Pillow raises for
+    bytes that it cannot decode.
     """
     image = Image.open(io.BytesIO(content))
     extension = _EXTENSION_OF_FORMAT.get(image.format or "")

@@ -1,5 +1,7 @@
 """Taking over shards that others have written: counting them, index and manifest in place."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,15 +29,13 @@ def index_shards(
     label_from: str | None = None,
     progress: bool = True,
 ) -> Manifest:
-    """Build index and manifest in place for the ``*.tar`` files others have put in ``folder``.
+    """Build index and manifest in place for the `*.tar` files others have put in `folder`.
 
-    The folder's name is taken for the split, its parent's for the data set. A folder beside
-    one called train takes over the image statistics of that, if it is indexed already.
-    ``label_from`` is ``json:FIELD`` where the label stands in ``key.json`` instead of ``key.cls``.
-
-    Raises:
-        DataError: no shards, one that is not in the webdataset layout (``key.jpg|png|webp`` and
-            ``key.cls``), a ``label_from`` of another form, or labels beyond ``classes``.
+    The folder's name is taken for the split, its parent's for the data set. A folder beside one
+    called train takes over the image statistics of that, if it is indexed already. `label_from`
+    is `json:FIELD` where the label stands in `key.json` instead of `key.cls`. Raises
+    DataError where there are no shards or one is not in the webdataset layout (`key.jpg|png|webp`
+    and `key.cls`), for a `label_from` of another form, and for labels beyond `classes`.
     """
     label_field = _label_field(label_from)
     if not folder.is_dir():

@@ -1,5 +1,7 @@
 """Writing one shard: the unit of parallel packing and of resuming."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from data.sources.source import Reader
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Samples ``ids`` of a split's reader, to become shard ``number``."""
+    """Samples `ids` of a split's reader, to become shard `number`."""
 
     folder: Path
     split: str
@@ -44,7 +46,7 @@ class DoneShard:
 def shard_tasks(
     folder: Path, split: str, samples: int, shard_samples: int, seed: int
 ) -> list[ShardTask]:
-    """Shuffle ``samples`` by ``seed`` and cut them in even shards of at most ``shard_samples``."""
+    """Shuffle `samples` by `seed` and cut them in even shards of at most `shard_samples`."""
     keys = np.random.PCG64(np.random.SeedSequence([seed, samples])).random_raw(samples)
     order = np.argsort(np.asarray(keys), kind="stable")
     parts = np.array_split(order, -(-samples // shard_samples))
@@ -68,10 +70,7 @@ def finished_shard(
 class ShardWriter:
     """Writes the shards of a packing; picklable, so that processes can share the work.
 
-    Attributes:
-        readers: by split.
-        encoding: what happens to the images, and whether captions are written.
-        class_names: for the captions, by label.
+    `readers` go by split; `class_names`, one per label, are for the captions.
     """
 
     readers: dict[str, Reader]
@@ -81,11 +80,9 @@ class ShardWriter:
     def __call__(self, task: ShardTask) -> DoneShard:
         """Write a shard under a temporary name, fsync, read it back, rename, scan.
 
-        The bytes depend on the samples alone: headers have no time, owner or place in them.
-
-        Raises:
-            DataError: a sample that cannot be packed, or a disk that gives back other bytes
-                than were written.
+        The bytes depend on the samples alone: headers have no time, owner or place in them. Raises
+        DataError for a sample that cannot be packed, and for a disk that gives back other bytes
+        than were written.
         """
         # Imported here since it brings torch, which nothing else in packing needs.
         from webdataset.writer import TarWriter

@@ -1,5 +1,7 @@
 """Whether samples lie in their shards sorted by class, which no window can mix well."""
 
+from __future__ import annotations
+
 import numpy as np
 
 # Of 1,000 shuffled classes one neighbour in 1,000 has the same label; of sorted ones, nearly all.

@@ -1,5 +1,7 @@
 """Checking packed shards to the last image: manifest, index, tars, checksums, labels, decoding."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ _WORTH_PROCESSES = 64 << 20
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong: with a sample of a shard, or, ``key`` being empty, with a whole file."""
+    """What is wrong: with a sample of a shard, or, `key` being empty, with a whole file."""
 
     file: Path
     key: str
@@ -51,18 +53,17 @@ class _Task:
 def find_splits(folder: Path) -> list[Path]:
     """Return the splits in a folder: itself, or those of its folders that hold shards.
 
-    Raises:
-        DataError: there are none.
+    Raises DataError where there are none.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; name one that holds shards")
-    found = [path for path in (folder, *sorted(folder.iterdir())) if _holds_shards(path)]
-    if not found:
+    splits = [path for path in (folder, *sorted(folder.iterdir())) if _holds_shards(path)]
+    if not splits:
         raise DataError(
             f"{folder} holds no shards, neither itself nor in its folders; "
             "name the folder that has train/ and val/"
         )
-    return found
+    return splits
 
 
 def _holds_shards(path: Path) -> bool:
@@ -72,9 +73,9 @@ def _holds_shards(path: Path) -> bool:
 def examine(
     folder: Path, *, quick: bool = False, workers: int = 1, progress: bool = True
 ) -> Diagnosis:
-    """Check one split, shard by shard in ``workers`` processes.
+    """Check one split, shard by shard in `workers` processes.
 
-    ``quick`` looks at manifest, index, and the presence and sizes of shards; otherwise every
+    `quick` looks at manifest, index, and the presence and sizes of shards; otherwise every
     byte is read: checksums, the index against the tars, and every image is decoded.
     """
     try:
@@ -85,7 +86,7 @@ def examine(
     problems += _unlisted(folder, manifest)
     tasks = _tasks(manifest, index)
     check = functools.partial(_check_shard, folder, manifest, quick)
-    found: list[tuple[str, list[Problem]]] = []
+    by_shard: list[tuple[str, list[Problem]]] = []
     total = sum(shard.bytes for shard in manifest.shards)
     bar = tqdm(
         total=total, unit="B", unit_scale=True, desc=f"checking {folder.name}", disable=not progress
@@ -94,9 +95,11 @@ def examine(
         # Below that, processes take longer to start than to check.
         processes = 1 if quick or total < _WORTH_PROCESSES else workers
         for task, result in unordered(check, tasks, processes):
-            found.append((task.info.name, result))
+            by_shard.append((task.info.name, result))
             bar.update(task.info.bytes)
-    problems += [problem for _, result in sorted(found, key=lambda f: f[0]) for problem in result]
+    problems += [
+        problem for _, result in sorted(by_shard, key=lambda f: f[0]) for problem in result
+    ]
     notes = []
     if index is not None and is_sorted_by_class(index.label):
         notes.append("samples are sorted by class, which mixes badly; pack them again, shuffled")
@@ -146,20 +149,20 @@ def _check_shard(
     folder: Path, manifest: Manifest, quick: bool, task: _Task
 ) -> tuple[_Task, list[Problem]]:
     path = folder / task.info.name
-    found = _file_problems(path, task.info, quick)
+    problems = _file_problems(path, task.info, quick)
     if quick or not path.is_file():
-        return task, found
+        return task, problems
     try:
         rows = scan_shard(path, _label_field(manifest))
     except DataError as error:
-        found.append(Problem(path, "", _without(error, path)))
+        problems.append(Problem(path, "", _without(error, path)))
         rows = task.rows
     else:
         if task.rows is not None and not _equal(rows, task.rows):
-            found.append(Problem(path, "", f"{INDEX_NAME} does not describe what it holds"))
+            problems.append(Problem(path, "", f"{INDEX_NAME} does not describe what it holds"))
     if rows is not None:
-        found += _sample_problems(path, rows, manifest)
-    return task, found
+        problems += _sample_problems(path, rows, manifest)
+    return task, problems
 
 
 def _without(error: DataError, path: Path) -> str:

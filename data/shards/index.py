@@ -1,5 +1,7 @@
 """Where each sample's image lies inside the tars: found by reading headers, kept beside them."""
 
+from __future__ import annotations
+
 import json
 import re
 import tarfile
@@ -35,11 +37,9 @@ class ShardRows:
 class SampleIndex:
     """One row per sample in packed order; a sample's id is its row.
 
-    Attributes:
-        shard: int32 [N], position of the tar in the manifest's list.
-        offset: int64 [N], first byte of the image inside the tar.
-        size: int32 [N], length of the image in bytes.
-        label: int32 [N].
+    `shard`, int32 [N], is the position of the tar in the manifest's list; `offset`, int64 [N], the
+    first byte of the image inside the tar; `size`, int32 [N], the image's length in bytes; `label`
+    is int32 [N].
     """
 
     shard: np.ndarray
@@ -51,7 +51,7 @@ class SampleIndex:
         return len(self.label)
 
     @classmethod
-    def from_rows(cls, shards: Sequence[ShardRows]) -> "SampleIndex":
+    def from_rows(cls, shards: Sequence[ShardRows]) -> SampleIndex:
         """Join the rows of all shards, given in the manifest's order."""
         lengths = [len(rows.label) for rows in shards]
         return cls(
@@ -67,11 +67,10 @@ class SampleIndex:
             np.savez(stream, shard=self.shard, offset=self.offset, size=self.size, label=self.label)
 
     @classmethod
-    def load(cls, path: Path) -> "SampleIndex":
+    def load(cls, path: Path) -> SampleIndex:
         """Read an index.
 
-        Raises:
-            DataError: the file is missing or is no index.
+        Raises DataError where the file is missing or is no index.
         """
         fix = f"rebuild it with `scl pack index {path.parent}`"
         try:
@@ -89,13 +88,11 @@ class SampleIndex:
 def scan_shard(path: Path, label_field: str | None = None) -> ShardRows:
     """Find the samples of a tar; only headers and the small label members are read.
 
-    Members are grouped by key while the key stays the same. Each sample needs one image
-    (jpg, jpeg, png, webp) and one ``.cls`` with an integer, or, with ``label_field``, a ``.json``
-    with an integer in that field; all else is ignored.
-
-    Raises:
-        DataError: not a whole tar, no samples, or a sample without exactly one image and
-            one valid label; names the shard and the key.
+    Members are grouped by key while the key stays the same. Each sample needs one image (jpg, jpeg,
+    png, webp) and one `.cls` with an integer, or, with `label_field`, a `.json` with an
+    integer in that field; all else is ignored. Raises DataError, naming the shard and the key,
+    where it is not a whole tar, holds no samples, or has a sample without exactly one image and one
+    valid label.
     """
     offsets: list[int] = []
     sizes: list[int] = []
@@ -200,10 +197,9 @@ class _Group:
 
 
 def key_at(path: Path, offset: int) -> str:
-    """Return the key of the sample whose image starts at ``offset``, from the tar header.
+    """Return the key of the sample whose image starts at `offset`, from the tar header.
 
-    Raises:
-        DataError: there is no tar header before ``offset``.
+    Raises DataError where no tar header stands before `offset`.
     """
     with path.open("rb") as stream:
         stream.seek(offset - _TAR_BLOCK)

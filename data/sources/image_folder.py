@@ -1,5 +1,7 @@
 """Folders of images, one per class, as torchvision's ImageFolder reads them."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +14,11 @@ from data.sources.source import FileReader, Reader, Source, held_out
 
 
 def imagefolder(folder: Path, val_fraction: float | None = None) -> Source:
-    """Return ``folder/train/<class>/…`` and ``folder/val/<class>/…``, or ``folder/<class>/…``.
+    """Return `folder/train/<class>/…` and `folder/val/<class>/…`, or `folder/<class>/…`.
 
-    ``val_fraction`` (0 to 1) holds out a fixed part of each class where there is no val folder.
-
-    Raises:
-        DataError: the folder or its images are missing, val has a class that train has not,
-            or ``val_fraction`` cannot be applied.
+    `val_fraction` (0 to 1) holds out a fixed part of each class where there is no val folder.
+    Raises DataError where the folder or its images are missing, val has a class that train has not,
+    or `val_fraction` cannot be applied.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give the one that holds train/ and val/")
@@ -56,15 +56,15 @@ def list_images(root: Path, classes: Sequence[str], *, all_filled: bool) -> File
     names: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
-        found = sorted(_images_below(root, class_name))
-        if all_filled and not found:
+        of_class = sorted(_images_below(root, class_name))
+        if all_filled and not of_class:
             kinds = ", ".join(sorted(IMAGE_EXTENSIONS))
             raise DataError(
                 f"the class folder {root / class_name} holds no images ({kinds}); "
                 "fill it or remove it"
             )
-        names += found
-        labels += [label] * len(found)
+        names += of_class
+        labels += [label] * len(of_class)
     if not names:
         raise DataError(f"{root} holds no images; fill it or remove it")
     return FileReader(root, names, np.array(labels, np.int64))

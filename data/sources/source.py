@@ -1,5 +1,7 @@
 """What packing asks of a data set, and the two kinds of reader that most of them need."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -38,10 +40,9 @@ class Reader(Protocol):
 class Source:
     """A data set to pack: one reader per split, and what identifies it.
 
-    Attributes:
-        class_names: for people, one per class, where ``classes`` are ids.
-        prepare: called with (workers, progress) before shards are written.
-        scratch: a folder to be removed once the packing is complete.
+    Where `classes` are ids, `class_names` has what people call them. `prepare` is called with
+    (workers, progress) before shards are written; the folder `scratch` is removed once the packing
+    is complete.
     """
 
     kind: str
@@ -84,7 +85,7 @@ class ArrayReader:
 
 @dataclass(frozen=True)
 class FileReader:
-    """Image files under ``root``; their bytes are packed untouched, after one test decoding."""
+    """Image files under `root`; their bytes are packed untouched, after one test decoding."""
 
     root: Path
     names: list[str]
@@ -108,8 +109,7 @@ class FileReader:
 def extension_of(content: bytes, where: str) -> str:
     """Return the extension that the bytes deserve, whatever the file is called.
 
-    Raises:
-        DataError: they are not a JPEG, PNG or WebP image that can be decoded to its end.
+    Raises DataError where they are not a JPEG, PNG or WebP image that can be decoded to its end.
     """
     # Pillow has no one class for "this is not an image".
     try:

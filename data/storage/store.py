@@ -27,11 +27,8 @@ _BLOCK = 8 << 20
 class Store(Protocol):
     """The files of one split. Pickles: data workers get a copy.
 
-    Attributes:
-        name: the split's place as it stands in messages.
-        folder: where manifest and index are.
-        manifest: what the split holds.
-        shards: where each shard is when it is ready, in the manifest's order.
+    `name` is the split's place as it stands in messages; manifest and index are in `folder`;
+    `shards` says where each shard is once it is ready, in the manifest's order.
     """
 
     name: str

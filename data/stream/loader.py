@@ -1,5 +1,7 @@
 """Torch's DataLoader, made safe: workers that survive the rank's signals and never die silently."""
 
+from __future__ import annotations
+
 import atexit
 import functools
 import multiprocessing
@@ -109,7 +111,7 @@ def _start_forkserver() -> None:
 
 
 def _end_with(rank: int, _worker: int) -> None:
-    """In a worker: leave when the process ``rank`` is gone, however it went.
+    """In a worker: leave when the process `rank` is gone, however it went.
 
     Torch's own watch asks for the parent, and a worker's parent is the fork server, which in turn
     lives as long as its workers.
@@ -124,7 +126,7 @@ def _end_with(rank: int, _worker: int) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether ``pid`` still runs; a killed process keeps its number until its parent asks."""
+    """Whether `pid` still runs; a killed process keeps its number until its parent asks."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -272,16 +272,16 @@ def _show(packed: dict[Path, Manifest]) -> None:
     for name in ("split", "samples", "classes", "shards", "MB", "smallest class", "largest class"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for folder, manifest in packed.items():
-        found = summarise(folder, manifest)
+        summary = summarise(folder, manifest)
         table.add_row(
-            found.split,
-            f"{found.samples:,}",
-            f"{found.classes:,}",
-            f"{found.shards:,}",
-            f"{found.bytes / 1e6:,.1f}",
+            summary.split,
+            f"{summary.samples:,}",
+            f"{summary.classes:,}",
+            f"{summary.shards:,}",
+            f"{summary.bytes / 1e6:,.1f}",
             *(
                 f"{count:,} ({name.split(',')[0]})"
-                for name, count in (found.smallest, found.largest)
+                for name, count in (summary.smallest, summary.largest)
             ),
         )
     console = Console(highlight=False, markup=False)

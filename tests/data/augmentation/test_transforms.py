@@ -1,5 +1,7 @@
 """From bytes to pixels: evaluation, the small sets' crop, and ImageNet's augmentation."""
 
+from __future__ import annotations
+
 import io
 import random
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Our shards in webdataset, timm and open_clip; theirs here."""
 
+from __future__ import annotations
+
 import importlib
 import inspect
 import io

@@ -1,5 +1,7 @@
 """Packing: same bytes always, resumable after a kill."""
 
+from __future__ import annotations
+
 import fcntl
 import logging
 import os

@@ -1,5 +1,7 @@
 """`scl doctor`: it finds every kind of damage, names it, and lets what is sound pass."""
 
+from __future__ import annotations
+
 import io
 import json
 import re

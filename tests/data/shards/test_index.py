@@ -1,5 +1,7 @@
 """The index: what a scan finds in tars, good and bad."""
 
+from __future__ import annotations
+
 import tarfile
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """What can be packed, and what is refused with which sentence."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from types import SimpleNamespace
 

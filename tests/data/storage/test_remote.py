@@ -1,5 +1,7 @@
 """Shards that are elsewhere: the same batches, through a network that fails in every way."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re

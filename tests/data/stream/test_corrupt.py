@@ -1,5 +1,7 @@
 """Every kind of bad or odd input has one outcome, that of the table in docs/data_reading.md."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Callable
 from pathlib import Path
