@@ -27,12 +27,15 @@ def decode(content: bytes, channels: int | None = None) -> Image.Image:
     try:
         image = _decode_jpeg(content) or _decode_any(content)
     except Exception as error:
-        # Pillow would name the stream it read from, by its address.
-        reason = str(error).partition(" <_io.")[0]
-        raise CorruptImage(f"{type(error).__name__}: {reason}") from error
+        raise CorruptImage(f"{type(error).__name__}: {said_by_pillow(error)}") from error
     if channels is None:
         channels = 1 if image.mode in {"1", "L"} else 3
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def said_by_pillow(error: Exception) -> str:
+    """Its reason without the stream it read from, which it names by an address in memory."""
+    return str(error).partition(" <_io.")[0]
 
 
 def _decode_jpeg(content: bytes) -> Image.Image | None:

@@ -12,9 +12,10 @@ import numpy as np
 
 from data.errors import DataError
 from data.files import atomic_file, sha256_of
+from data.images.decode import said_by_pillow
 from data.packing.encoding import Encoding
-from data.shards.index import ShardRows, scan_shard
 from data.shards.manifest import ShardInfo
+from data.shards.scan import ShardRows, scan_shard
 from data.sources.source import Reader
 
 
@@ -107,8 +108,9 @@ class ShardWriter:
         try:
             image, extension = self.encoding.image(content, extension)
         except Exception as error:
+            reason = said_by_pillow(error)
             raise DataError(
-                f"{reader.where(i)} cannot be made smaller ({error}); repair or remove it"
+                f"{reader.where(i)} cannot be made smaller ({reason}); repair or remove it"
             ) from error
         sample: dict[str, Any] = {"__key__": key, extension: image, "cls": str(label).encode()}
         caption = self.encoding.caption(self.class_names[label])

@@ -15,8 +15,9 @@ from data.files import sha256_of
 from data.images.decode import CorruptImage, decode
 from data.processes import unordered
 from data.shards.class_order import is_sorted_by_class
-from data.shards.index import SampleIndex, ShardRows, key_at, scan_shard
+from data.shards.index import SampleIndex, key_at
 from data.shards.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, ShardInfo, load_manifest
+from data.shards.scan import ShardRows, scan_shard
 
 _WORTH_PROCESSES = 64 << 20
 
@@ -42,6 +43,15 @@ class Diagnosis:
     shards: int
     problems: list[Problem]
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What was found in one shard."""
+
+    info: ShardInfo
+    problems: list[Problem]
+    left_out: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ def examine(
     problems += _unlisted(folder, manifest)
     tasks = _tasks(manifest, index)
     check = functools.partial(_check_shard, folder, manifest, quick)
-    by_shard: list[tuple[str, list[Problem]]] = []
+    results: list[_Result] = []
     total = sum(shard.bytes for shard in manifest.shards)
     bar = tqdm(
         total=total, unit="B", unit_scale=True, desc=f"checking {folder.name}", disable=not progress
@@ -94,16 +104,26 @@ def examine(
     with bar:
         # Below that, processes take longer to start than to check.
         processes = 1 if quick or total < _WORTH_PROCESSES else workers
-        for task, result in unordered(check, tasks, processes):
-            by_shard.append((task.info.name, result))
-            bar.update(task.info.bytes)
-    problems += [
-        problem for _, result in sorted(by_shard, key=lambda f: f[0]) for problem in result
-    ]
-    notes = []
+        for result in unordered(check, tasks, processes):
+            results.append(result)
+            bar.update(result.info.bytes)
+    results.sort(key=lambda result: result.info.name)
+    problems += [problem for result in results for problem in result.problems]
+    notes = _notes_on_left_out(results)
     if index is not None and is_sorted_by_class(index.label):
         notes.append("samples are sorted by class, which mixes badly; pack them again, shuffled")
     return Diagnosis(folder, manifest.samples, len(manifest.shards), problems, notes)
+
+
+def _notes_on_left_out(results: list[_Result]) -> list[str]:
+    places: dict[str, list[str]] = {}
+    for result in results:
+        for why, name in result.left_out:
+            places.setdefault(why, []).append(f"{name} in {result.info.name}")
+    return [
+        f"{len(names):,} images are no samples, {why}: {names[0]}{' …' * (len(names) > 1)}"
+        for why, names in places.items()
+    ]
 
 
 def _check_index(folder: Path, manifest: Manifest) -> tuple[SampleIndex | None, list[Problem]]:
@@ -140,29 +160,30 @@ def _tasks(manifest: Manifest, index: SampleIndex | None) -> list[_Task]:
         rows = None
         if index is not None:
             columns = (index.offset, index.size, index.label)
-            rows = ShardRows(*(column[first:end] for column in columns))
+            offset, size, label = (column[first:end] for column in columns)
+            rows = ShardRows(offset, size, label)
         tasks.append(_Task(info, rows))
     return tasks
 
 
-def _check_shard(
-    folder: Path, manifest: Manifest, quick: bool, task: _Task
-) -> tuple[_Task, list[Problem]]:
+def _check_shard(folder: Path, manifest: Manifest, quick: bool, task: _Task) -> _Result:
     path = folder / task.info.name
+    left_out: list[tuple[str, str]] = []
     problems = _file_problems(path, task.info, quick)
     if quick or not path.is_file():
-        return task, problems
+        return _Result(task.info, problems, left_out)
     try:
         rows = scan_shard(path, _label_field(manifest))
     except DataError as error:
         problems.append(Problem(path, "", _without(error, path)))
         rows = task.rows
     else:
+        left_out = rows.left_out
         if task.rows is not None and not _equal(rows, task.rows):
             problems.append(Problem(path, "", f"{INDEX_NAME} does not describe what it holds"))
     if rows is not None:
         problems += _sample_problems(path, rows, manifest)
-    return task, problems
+    return _Result(task.info, problems, left_out)
 
 
 def _without(error: DataError, path: Path) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from data.errors import DataError
 from data.shards.tars import Members, members_of
 from data.sources.devkit import Devkit, read_devkit, read_val_labels, stem
-from data.sources.image_folder import class_folders, list_images
+from data.sources.listing import class_folders, list_images
 from data.sources.source import FileReader, Reader, Source
 from data.sources.tar_reader import TarReader
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.sources.image_folder import list_images
+from data.sources.listing import list_images
 from data.sources.source import ArrayReader, Reader, Source
 
 _ARRAY_SETS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST")

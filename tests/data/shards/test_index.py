@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data.errors import DataError
-from data.shards.index import SampleIndex, key_at, scan_shard
+from data.shards.index import SampleIndex, key_at
+from data.shards.scan import scan_shard
 
 IMG = b"not decoded here"
 

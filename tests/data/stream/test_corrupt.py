@@ -135,7 +135,7 @@ def test_packing_refuses_damaged_images_by_name(kind: str, tmp_path: Path) -> No
             (tmp_path / "raw" / split / name).mkdir(parents=True)
             (tmp_path / "raw" / split / name / "sound.jpg").write_bytes(JPEG)
     (tmp_path / "raw" / "train" / "cat" / f"bad.{extension}").write_bytes(content)
-    with pytest.raises(DataError, match=rf"train/cat/bad.{extension} is not an image that can"):
+    with pytest.raises(DataError, match=rf"cat/bad.{extension}( is not an image|\); copy)"):
         pack(imagefolder(tmp_path / "raw"), tmp_path / "out", progress=False, workers=1)
 
 
@@ -160,7 +160,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path, make_tar: MakeTar) 
 
 LABELS = {
     "missing label": ([("a.jpg", JPEG)], "'a' .* has an image but no label; add a.cls"),
-    "missing image": ([("a.cls", b"1")], "'a' .* has a label but no image; add one as jpeg, jpg"),
+    "missing image": ([("a.cls", b"1")], "'a' .* has a label but no image; add one as jfif, jpe"),
     "a kind not read": (
         [("a.gif", encoded(PIXELS, "GIF")), ("a.cls", b"1")],
         "'a' .* has a label but no image",
