@@ -1,12 +1,39 @@
 """The `data:` section of a recipe."""
 
+from __future__ import annotations
+
+import re
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from data.augmentation.progressive import ProgressiveConfig
-from data.augmentation.randaugment import check_policy
+# What timm would misread in silence is refused.
+_POLICY = re.compile(r"rand(-(m\d+|n\d+|p(0?\.\d+|1|0)|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t\w+))*")
+
+
+class ProgressiveConfig(BaseModel):
+    """Small images first, which train faster; evaluation is at image_size throughout."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    start: int = Field(ge=1, description="height and width in the first epoch, pixels")
+    until: float = Field(
+        default=0.8, gt=0, le=1, description="share of the epochs after which images are full size"
+    )
+    step: int = Field(default=32, ge=1, description="sizes grow by multiples of this, pixels")
+
+    def size_at(self, epoch: int, epochs: int, full: int) -> int:
+        """Height and width in `epoch` (from 0) of `epochs`, where image_size is `full`.
+
+        Grows linearly from `start` to `full`, by the nearest whole number of `step`.
+        """
+        progress = epoch / (self.until * epochs)
+        if progress >= 1:
+            return full
+        steps = (full - self.start) * progress / self.step
+        # Python's round would take halves to the even neighbour, once up and once down.
+        return min(full, self.start + int(steps + 0.5) * self.step)
 
 
 class DataConfig(BaseModel):
@@ -137,8 +164,10 @@ class DataConfig(BaseModel):
     @field_validator("randaugment")
     @classmethod
     def _is_understood(cls, value: str | None) -> str | None:
-        if value is not None:
-            check_policy(value)
+        if value is not None and not _POLICY.fullmatch(value):
+            raise ValueError(
+                "should be RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1"
+            )
         return value
 
     @model_validator(mode="after")

@@ -1,5 +1,7 @@
 """The same work on many tasks, in this process or shared out among several."""
 
+from __future__ import annotations
+
 import multiprocessing
 import multiprocessing.process
 import os
@@ -18,13 +20,10 @@ Result = TypeVar("Result")
 def unordered(
     work: Callable[[Task], Result], tasks: Sequence[Task], workers: int
 ) -> Iterator[Result]:
-    """Yield ``work(task)`` of each task as they are done; with 1 worker, in this process.
+    """Yield `work(task)` of each task as they are done; with 1 worker, in this process.
 
-    ``work`` is picklable and sent to each process once.
-
-    Raises:
-        DataError: a process died.
-        Exception: whatever ``work`` raises; tasks not begun are dropped.
+    `work` is picklable and sent to each process once. Raises DataError where a process died, and
+    whatever `work` raises; tasks not begun are then dropped.
     """
     if workers == 1 or len(tasks) <= 1:
         yield from map(work, tasks)

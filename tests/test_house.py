@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,28 +13,115 @@ FORBIDDEN = {
     "sclcore": {"data", "launcher", "deepspeed", "wandb", "webdataset"},
     "data": {"sclcore", "launcher", "deepspeed", "wandb"},
 }
+# The rooms of a package (its folders, and the files beside them), the lowest floor first. A room
+# imports from rooms below it and from itself, never from one above: nor where only types need it,
+# nor inside a function.
+FLOORS = {
+    "data": [
+        "errors",
+        "files",
+        "processes",
+        "config",
+        "images",
+        "shards",
+        "sources",
+        "packing",
+        "augmentation",
+        "storage",
+        "stream",
+    ],
+}
 
 
 def imported(path: Path) -> set[str]:
     """Top-level names of everything that `path` imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    return {name.partition(".")[0] for name in _imports(path)}
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Every name that `path` imports, dots and all; from a module, also what is taken from it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names.update(alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.split(".")[0])
-    return names
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("room", FORBIDDEN)
-def test_imports_run_downhill(room: str) -> None:
-    files = sorted((ROOT / room).rglob("*.py"))
+def modules_of(root: Path, package: str) -> dict[str, set[str]]:
+    """The modules of a package by dotted name, and those of them that each one imports."""
+    files = {
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in sorted((root / package).rglob("*.py"))
+    }
+    return {
+        name: {other for other in _imports(file) if other in files} - {name}
+        for name, file in files.items()
+    }
+
+
+def room_of(module: str) -> str:
+    """The folder of a package, or the file beside the folders, in which a module lies."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def upward(modules: dict[str, set[str]], floors: list[str]) -> list[str]:
+    """The imports that go up, in words."""
+    height = {"": -1} | {room: floor for floor, room in enumerate(floors)}
+    return [
+        f"{module} imports {other}"
+        for module, others in modules.items()
+        for other in sorted(others)
+        if height[room_of(other)] > height[room_of(module)]
+    ]
+
+
+def circle(modules: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a ring; empty if there is none."""
+    left = {module: set(others) for module, others in modules.items()}
+    while free := [module for module, others in left.items() if not others & left.keys()]:
+        for module in free:
+            del left[module]
+    if not left:
+        return []
+    path = [next(iter(left))]
+    while True:
+        following = next(iter(left[path[-1]] & left.keys()))
+        if following in path:
+            return [*path[path.index(following) :], following]
+        path.append(following)
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_run_downhill(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
     assert files
-    wrong = {str(f.relative_to(ROOT)): imported(f) & FORBIDDEN[room] for f in files}
+    wrong = {str(f.relative_to(ROOT)): imported(f) & FORBIDDEN[package] for f in files}
     assert {name: sorted(found) for name, found in wrong.items() if found} == {}
 
 
-def test_the_rule_sees_an_import_inside_a_function(tmp_path: Path) -> None:
-    file = tmp_path / "late.py"
-    file.write_text("def f():\n    from data.stream.plan import BatchPlan\n    return BatchPlan\n")
-    assert imported(file) == {"data"}
+@pytest.mark.parametrize("package", FLOORS)
+def test_rooms_are_floors(package: str) -> None:
+    modules = modules_of(ROOT, package)
+    assert sorted({room_of(module) for module in modules} - {""}) == sorted(FLOORS[package])
+    assert upward(modules, FLOORS[package]) == []
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    assert circle(modules_of(ROOT, package)) == []
+
+
+def test_the_rules_see_an_import_inside_a_function_and_one_for_types(tmp_path: Path) -> None:
+    (tmp_path / "p" / "low").mkdir(parents=True)
+    (tmp_path / "p" / "high").mkdir()
+    (tmp_path / "p" / "low" / "a.py").write_text(
+        "def f():\n    from p.high import b\n    return b\n"
+    )
+    (tmp_path / "p" / "high" / "b.py").write_text("if TYPE_CHECKING:\n    from p.low.a import f\n")
+    assert imported(tmp_path / "p" / "low" / "a.py") == {"p"}
+    modules = modules_of(tmp_path, "p")
+    assert upward(modules, ["low", "high"]) == ["p.low.a imports p.high.b"]
+    assert sorted(set(circle(modules))) == ["p.high.b", "p.low.a"]
+    modules["p.low.a"] = set()
+    assert circle(modules) == []

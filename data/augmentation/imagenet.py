@@ -1,5 +1,7 @@
 """The augmentation of ImageNet training: random crop and shape, flip, RandAugment, erasing."""
 
+from __future__ import annotations
+
 import math
 import random
 from collections.abc import Callable
@@ -28,7 +30,7 @@ Draw = Callable[[], float]
 
 
 class ImagenetAugmentation:
-    """Bytes → pixels of ``size``², as torchvision's RandomResizedCrop makes them.
+    """Bytes → pixels of `size`², as torchvision's RandomResizedCrop makes them.
 
     The crop is drawn first, so that no more is decoded than it needs, and is resized straight
     into the batch. All draws come from one generator, seeded for each sample.
@@ -51,10 +53,9 @@ class ImagenetAugmentation:
             )
 
     def __call__(self, content: bytes, seed: int, out: torch.Tensor) -> None:
-        """Write uint8 [size, size, channels] to ``out``, contiguous.
+        """Write uint8 [size, size, channels] to `out`, contiguous.
 
-        Raises:
-            CorruptImage: the bytes cannot be decoded.
+        Raises CorruptImage where the bytes cannot be decoded.
         """
         # Python keeps what random() returns for a seed the same in all its versions.
         draw = random.Random(seed).random
@@ -108,7 +109,7 @@ def random_crop_box(
     ratio: tuple[float, float],
     draw: Draw,
 ) -> Box:
-    """Draw a crop as torchvision's RandomResizedCrop does: ``draw`` gives numbers in [0, 1)."""
+    """Draw a crop as torchvision's RandomResizedCrop does: `draw` gives numbers in [0, 1)."""
     area = height * width
     for _ in range(_ATTEMPTS):
         box = _random_box(height, width, area, scale, ratio, draw)
@@ -125,7 +126,7 @@ def random_crop_box(
 
 
 def random_erasing_box(size: int, draw: Draw) -> Box | None:
-    """Draw the rectangle to erase from a square of ``size``; None if none fitted."""
+    """Draw the rectangle to erase from a square of `size`; None if none fitted."""
     for _ in range(_ATTEMPTS):
         box = _random_box(size, size, size * size, _ERASED_AREA, _ERASED_SHAPE, draw)
         if box is not None:

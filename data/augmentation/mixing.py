@@ -5,6 +5,8 @@ Positions 2k and 2k + 1 of the order are a pair and are mixed with each other, a
 ranks, accumulation and resuming do not change it.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,16 +23,15 @@ Tensors = dict[str, torch.Tensor]
 
 
 def pair_parameters(
-    config: "DataConfig", ids: np.ndarray, size: int, *, seed: int, epoch: int
+    config: DataConfig, ids: np.ndarray, size: int, *, seed: int, epoch: int
 ) -> Tensors:
     """Draw λ and, where CutMix may come, boxes for the pairs of a micro-batch.
 
-    ``ids`` are its sample ids, int64 [B], B even; ``size`` is the side of its images in pixels.
+    `ids` are its sample ids, int64 [B], B even; `size` is the side of its images in pixels.
 
-    Returns:
-        mix_lam: float32 [B], share of the sample's own label; equal within a pair.
-        mix_box: int64 [B, 4] top, bottom, left, right of what comes from the partner; all 0 for
-            pairs that are blended. Only with ``cutmix``.
+    `mix_lam`, float32 [B], is the share of a sample's own label, equal within a pair. With `cutmix`
+    there is also `mix_box`, int64 [B, 4]: top, bottom, left and right of what comes from the
+    partner, all 0 for pairs that are blended.
     """
     draws = _uniform(seed, epoch, ids.reshape(-1, 2))
     cut = np.full(len(draws), config.cutmix > 0)
@@ -51,7 +52,7 @@ def pair_parameters(
 
 
 def mix(images: torch.Tensor, batch: Tensors) -> torch.Tensor:
-    """Mix the pairs of normalised images, float [B, C, H, W], by the parameters in ``batch``."""
+    """Mix the pairs of normalised images, float [B, C, H, W], by the parameters in `batch`."""
     partners = images.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     own = batch["mix_lam"].to(images.dtype)[:, None, None, None]
     if "mix_box" in batch:

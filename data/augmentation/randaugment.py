@@ -1,30 +1,19 @@
 """RandAugment in timm's notation, with draws that belong to the sample alone."""
 
+from __future__ import annotations
+
 import random
-import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-_POLICY = re.compile(r"rand(-(m\d+|n\d+|p(0?\.\d+|1|0)|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t\w+))*")
-
-
-def check_policy(text: str) -> None:
-    """Refuse what timm would misread in silence.
-
-    Raises:
-        ValueError: it is not RandAugment in timm's notation.
-    """
-    if not _POLICY.fullmatch(text):
-        raise ValueError("should be RandAugment as timm writes it, such as rand-m9-mstd0.5-inc1")
-
 
 def rand_augment(
     text: str, *, size: int, mean: tuple[int, ...], bicubic: bool
 ) -> Callable[[Image.Image, int], Image.Image]:
-    """Return a function of (RGB image, seed); ``size`` and ``mean`` (0 to 255) are as in timm.
+    """Return a function of (RGB image, seed); `size` and `mean` (0 to 255) are as in timm.
 
     timm draws from Python's and numpy's global generators: both are seeded for the call and put
     back as they were.

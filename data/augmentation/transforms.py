@@ -1,5 +1,7 @@
 """From image bytes to uint8 pixels in a batch, with randomness that belongs to the sample alone."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import struct
@@ -8,34 +10,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode, v2
 
 from data.augmentation.imagenet import ImagenetAugmentation
+from data.augmentation.steps import Centre, RandomCrop, maybe_mirrored
 from data.config import DataConfig
 from data.images.decode import decode
 from data.shards.manifest import ImageStats
 
 # (bytes of an image, seed, uint8 [size, size, channels] to write to); raises CorruptImage.
 Transform = Callable[[bytes, int, torch.Tensor], None]
-
-
-class _Centre:
-    """Scale the shorter side to size / ratio and take the centre square of ``size``."""
-
-    def __init__(self, size: int, ratio: float, interpolation: str) -> None:
-        self.size = size
-        self.shorter = round(size / ratio)
-        mode = InterpolationMode(interpolation)
-        self._resize = v2.Resize([self.shorter], interpolation=mode, antialias=True)
-        self._crop = v2.CenterCrop(size)
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        # Small sets come in the right size; torchvision's no-ops would cost as much as decoding.
-        if min(image.size) != self.shorter:
-            image = self._resize(image)
-        if image.size != (self.size, self.size):
-            image = self._crop(image)
-        return image
 
 
 class _Chain:
@@ -56,33 +39,39 @@ class _Chain:
         np.copyto(out.numpy(), np.asarray(image).reshape(out.shape))
 
 
+def modules_for(config: DataConfig) -> list[str]:
+    """The modules that training with `config` imports when it is first used, for some are large."""
+    needed = {"timm.data.auto_augment": config.randaugment, "scipy.special": config.mixing}
+    return [module for module, is_needed in needed.items() if is_needed]
+
+
 def eval_transform(config: DataConfig, stats: ImageStats) -> Transform:
-    """Scale the shorter side, take the centre square of ``image_size``."""
-    centre = _Centre(config.image_size, config.eval_crop_ratio, config.interpolation)
+    """Scale the shorter side, take the centre square of `image_size`."""
+    centre = Centre(config.image_size, config.eval_crop_ratio, config.interpolation)
     return _Chain(stats.channels, [centre], draws=False)
 
 
 def train_transform(config: DataConfig, size: int, stats: ImageStats) -> Transform:
-    """Return the augmentation of the recipe for images of ``size``."""
+    """Return the augmentation of the recipe for images of `size`."""
     return _AUGMENTATIONS[config.augment](config, size, stats)
 
 
 def _none(config: DataConfig, size: int, stats: ImageStats) -> Transform:
-    centre = _Centre(size, config.eval_crop_ratio, config.interpolation)
+    centre = Centre(size, config.eval_crop_ratio, config.interpolation)
     return _Chain(stats.channels, [centre, *_flip(config)], draws=config.hflip)
 
 
 def _crop(config: DataConfig, size: int, stats: ImageStats) -> Transform:
     steps = [
-        _Centre(size, 1.0, config.interpolation),
-        v2.RandomCrop(size, padding=config.crop_padding),
+        Centre(size, 1.0, config.interpolation),
+        RandomCrop(size, config.crop_padding),
         *_flip(config),
     ]
     return _Chain(stats.channels, steps, draws=True)
 
 
 def _flip(config: DataConfig) -> list[Callable[[Image.Image], Image.Image]]:
-    return [v2.RandomHorizontalFlip()] if config.hflip else []
+    return [maybe_mirrored] if config.hflip else []
 
 
 _AUGMENTATIONS: dict[str, Callable[[DataConfig, int, ImageStats], Transform]] = {

@@ -1,5 +1,7 @@
 """Image bytes ↔ pixels: JPEG with libjpeg-turbo, everything else, and every doubt, with Pillow."""
 
+from __future__ import annotations
+
 import io
 
 import numpy as np
@@ -15,24 +17,25 @@ class CorruptImage(Exception):
 
 
 def decode(content: bytes, channels: int | None = None) -> Image.Image:
-    """Decode to 8-bit grey (``channels`` 1) or RGB (3); None: whichever the image is stored as.
+    """Decode to 8-bit grey (`channels` 1) or RGB (3); None: whichever the image is stored as.
 
     Of an animation, the first frame; the orientation in EXIF is ignored, as torchvision and timm
-    do; 16 bits become the upper 8. JPEG pixels are those that Pillow would give.
-
-    Raises:
-        CorruptImage: the bytes cannot be decoded.
+    do; 16 bits become the upper 8. JPEG pixels are those that Pillow would give. Raises
+    CorruptImage where the bytes cannot be decoded.
     """
     # Pillow raises many kinds for bytes it cannot decode; all mean the same here.
     try:
         image = _decode_jpeg(content) or _decode_any(content)
     except Exception as error:
-        # Pillow would name the stream it read from, by its address.
-        reason = str(error).partition(" <_io.")[0]
-        raise CorruptImage(f"{type(error).__name__}: {reason}") from error
+        raise CorruptImage(f"{type(error).__name__}: {said_by_pillow(error)}") from error
     if channels is None:
         channels = 1 if image.mode in {"1", "L"} else 3
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def said_by_pillow(error: Exception) -> str:
+    """Its reason without the stream it read from, which it names by an address in memory."""
+    return str(error).partition(" <_io.")[0]
 
 
 def _decode_jpeg(content: bytes) -> Image.Image | None:
@@ -62,9 +65,8 @@ def encode_png(pixels: np.ndarray) -> bytes:
 def checked_extension(content: bytes) -> str:
     """Decode once to be sure that it can be done, and return the format's extension.
 
-    Raises:
-        ValueError: the format is neither JPEG, PNG nor WebP.
-        Exception: whatever Pillow raises for bytes it cannot decode.
+    Raises ValueError where the format is neither JPEG, PNG nor WebP, and whatever Pillow raises for
+    bytes that it cannot decode.
     """
     image = Image.open(io.BytesIO(content))
     extension = _EXTENSION_OF_FORMAT.get(image.format or "")

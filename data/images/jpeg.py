@@ -5,6 +5,8 @@ simplejpeg, which is always there, decodes whole rows, and is asked again wherev
 fault.
 """
 
+from __future__ import annotations
+
 import re
 from typing import NamedTuple
 
@@ -74,8 +76,8 @@ def decode_all(
 class RegionDecoder:
     """Decodes as little as a crop needs: not the rows below it, and scaled where that is enough.
 
-    Keeps a buffer between calls: what ``decode`` returns is valid until the next one. With
-    ``native`` off, it does as where the compiled decoder could not be built.
+    Keeps a buffer between calls: what `decode` returns is valid until the next one. With
+    `native` off, it does as where the compiled decoder could not be built.
     """
 
     def __init__(self, native: bool = True) -> None:
@@ -83,7 +85,7 @@ class RegionDecoder:
         self._tensor = torch.empty(0, dtype=torch.uint8)
         self._array = self._tensor.numpy()
 
-    def __reduce__(self) -> tuple[type["RegionDecoder"], tuple[bool]]:
+    def __reduce__(self) -> tuple[type[RegionDecoder], tuple[bool]]:
         return RegionDecoder, (self._native,)
 
     def decode(
@@ -95,10 +97,10 @@ class RegionDecoder:
         channels: int,
         mirrored: bool = False,
     ) -> torch.Tensor | None:
-        """Return the crop ``box``, uint8 [1, channels, h, w]; grey is repeated for 3 channels.
+        """Return the crop `box`, uint8 [1, channels, h, w]; grey is repeated for 3 channels.
 
         Its pixels are those of the whole image decoded; or of it at half, a quarter or an eighth
-        of its size where the crop is then still at least ``size`` high and wide. None if anything
+        of its size where the crop is then still at least `size` high and wide. None if anything
         about the data is not sound.
         """
         eighths = _eighths(box, size)

@@ -1,5 +1,7 @@
 """A picture of a packed split, to look at before a cluster does: samples and class sizes."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 
@@ -23,13 +25,10 @@ _INK, _GREY, _BAR, _BAD = "#202020", "#707070", "#4878a8", "#c03020"
 
 
 def draw_contact_sheet(folder: Path, manifest: Manifest) -> Path:
-    """Write ``folder/contact_sheet.png``: 64 samples, sorted by class, and the class histogram.
+    """Write `folder/contact_sheet.png`: 64 samples, sorted by class, and the class histogram.
 
-    A sample that does not decode is a red tile.
-
-    Raises:
-        DataError: the index cannot be read.
-        OSError: a shard cannot be read.
+    A sample that does not decode is a red tile. Raises DataError where the index cannot be read,
+    OSError where a shard cannot.
     """
     index = SampleIndex.load(folder / INDEX_NAME)
     width = 2 * _MARGIN + _GRID * (_TILE + _GAP) - _GAP

@@ -1,5 +1,7 @@
 """What packing does to an image: nothing, or make it smaller; and the caption beside it."""
 
+from __future__ import annotations
+
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +19,11 @@ _PLACEHOLDER = "{}"
 class Encoding:
     """How samples are written.
 
-    Attributes:
-        max_side: images whose longer side has more pixels are scaled down to it (Lanczos) and
-            become JPEG files, upright and without metadata; all others keep their bytes. None:
-            all keep them.
-        quality: of those JPEG files, 1 to 100 (4:2:0); 90 if None.
-        captions: text with one ``{}`` for the class name, to be written as ``key.txt``; None: none.
-
-    Raises:
-        DataError: a value out of range, or a quality where nothing is encoded.
+    Images whose longer side has more than `max_side` pixels are scaled down to it (Lanczos) and
+    become JPEG files of `quality` (1 to 100, 4:2:0; 90 if None), upright and without metadata; all
+    others keep their bytes, and so do all where it is None. `captions` is a text with one `{}` for
+    the class name, to be written as `key.txt`. Raises DataError for a value out of range, and for a
+    quality where nothing is encoded.
     """
 
     max_side: int | None = None
@@ -50,18 +48,17 @@ class Encoding:
 
     def described(self) -> dict[str, Any]:
         """Return what differs from leaving everything as it is, for the packing's description."""
-        found: dict[str, Any] = {}
+        differing: dict[str, Any] = {}
         if self.max_side is not None:
-            found |= {"max_side": self.max_side, "quality": self.quality or DEFAULT_QUALITY}
+            differing |= {"max_side": self.max_side, "quality": self.quality or DEFAULT_QUALITY}
         if self.captions is not None:
-            found["captions"] = self.captions
-        return found
+            differing["captions"] = self.captions
+        return differing
 
     def image(self, content: bytes, extension: str) -> tuple[bytes, str]:
         """Return the bytes to pack and their extension.
 
-        Raises:
-            Exception: whatever Pillow raises for bytes it cannot decode.
+        Raises whatever Pillow raises for bytes that it cannot decode.
         """
         if self.max_side is None:
             return content, extension

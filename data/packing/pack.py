@@ -1,5 +1,7 @@
 """Packing a source into shards: parallel, resumable, the same bytes every time."""
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import json
@@ -20,7 +22,6 @@ from data.packing.summary import check_against_source
 from data.packing.timm_info import write_timm_info
 from data.packing.writer import DoneShard, ShardTask, ShardWriter, finished_shard, shard_tasks
 from data.processes import unordered
-from data.shards.adopt import index_shards
 from data.shards.index import SampleIndex
 from data.shards.manifest import (
     INDEX_NAME,
@@ -32,8 +33,6 @@ from data.shards.manifest import (
     write_manifest,
 )
 from data.sources.source import Reader, Source
-
-__all__ = ["default_shard_samples", "index_shards", "pack"]
 
 PACKING_NAME = "packing.json"
 _log = logging.getLogger("data")
@@ -54,14 +53,12 @@ def pack(
     workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Manifest]:
-    """Write ``out/<split>/`` for each split of ``source``: shards, index, manifest.
+    """Write `out/<split>/` for each split of `source`: shards, index, manifest.
 
     The same source, seed, shard size and encoding give the same bytes, whatever the number of
-    ``workers`` (processes) and interruptions. A killed packing goes on where it was; a
-    complete one is left as it is. The val manifest carries the statistics of train.
-
-    Raises:
-        DataError: bad options, a sample that cannot be packed, or ``out`` holds something else.
+    `workers` (processes) and interruptions. A killed packing goes on where it was; a complete one
+    is left as it is. The val manifest carries the statistics of train. Raises DataError for bad
+    options, for a sample that cannot be packed, and where `out` holds something else.
     """
     if shard_samples is not None and shard_samples < 1:
         raise DataError(f"shard_samples is {shard_samples}; it must be at least 1")
@@ -88,8 +85,7 @@ def pack(
 def check_kind(out: Path, kind: str) -> None:
     """Refuse, before anything costly, a folder that holds a packing of another kind.
 
-    Raises:
-        DataError: it does.
+    Raises DataError if it does.
     """
     path = out / PACKING_NAME
     if path.exists():
@@ -98,7 +94,7 @@ def check_kind(out: Path, kind: str) -> None:
 
 @contextlib.contextmanager
 def _claimed(out: Path, description: dict[str, Any], splits: list[str]) -> Iterator[None]:
-    """Hold ``out`` for this packing alone; refuse a folder that holds another one."""
+    """Hold `out` for this packing alone; refuse a folder that holds another one."""
     path = out / PACKING_NAME
     if not path.exists():
         for split in splits:
@@ -130,12 +126,12 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _refuse_other(out: Path, stored: bytes, description: dict[str, Any]) -> None:
     try:
-        found = json.loads(stored)
+        before = json.loads(stored)
     except ValueError:
-        found = {}
-    if not isinstance(found, dict):
-        found = {}
-    differing = [key for key in description if found.get(key) != description[key]]
+        before = {}
+    if not isinstance(before, dict):
+        before = {}
+    differing = [key for key in description if before.get(key) != description[key]]
     if differing:
         raise DataError(
             f"{out} holds another packing ({', '.join(differing)} differ); "
@@ -169,9 +165,9 @@ def _pack_claimed(
     for split, samples in source.samples().items():
         size = description["shard_samples"] or default_shard_samples(samples)
         tasks += shard_tasks(out, split, samples, size, description["seed"])
-    found = _found_shards(tasks, source.splits, workers, progress)
-    missing = [task for task in tasks if task.path not in found]
-    shards = list(found.values())
+    finished = _found_shards(tasks, source.splits, workers, progress)
+    missing = [task for task in tasks if task.path not in finished]
+    shards = list(finished.values())
     if missing and source.prepare is not None:
         source.prepare(workers, progress)
     with tqdm(

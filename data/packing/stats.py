@@ -1,5 +1,7 @@
 """Mean and standard deviation of the pixels of a packed set."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,20 +21,17 @@ _LEVELS = np.arange(256) / 255
 def measure(
     folder: Path, shard_names: Sequence[str], index: SampleIndex, workers: int = 1
 ) -> ImageStats:
-    """Measure up to 10,000 evenly spaced samples; the result does not depend on ``workers``.
+    """Measure up to 10,000 evenly spaced samples; the result does not depend on `workers`.
 
-    The set is grey (1 channel) only if all measured images are. Samples that do not decode
-    are left out.
-
-    Raises:
-        DataError: no measured sample decodes.
+    The set is grey (1 channel) only if all measured images are. Samples that do not decode are left
+    out. Raises DataError where none of the samples measured can be decoded.
     """
     count = min(len(index), MAX_IMAGES)
     ids = np.arange(count) * len(index) // count
     tasks = [(folder / shard_names[s], ids[index.shard[ids] == s]) for s in range(len(shard_names))]
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda task: _moments_of_shard(task[0], index, task[1]), tasks)
-        moments = [m for shard in found for m in shard]
+        per_shard = pool.map(lambda task: _moments_of_shard(task[0], index, task[1]), tasks)
+        moments = [m for shard in per_shard for m in shard]
     if not moments:
         raise DataError(
             f"none of {count} images read from {folder} can be decoded; "

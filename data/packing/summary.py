@@ -1,5 +1,7 @@
 """What lies in a packed split, counted from its own files: compared with the source, shown."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from data.shards.manifest import INDEX_NAME, Manifest
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Counts of one split; ``smallest`` and ``largest`` are a class name and its samples."""
+    """Counts of one split; `smallest` and `largest` are a class name and its samples."""
 
     split: str
     samples: int
@@ -24,10 +26,9 @@ class SplitSummary:
 
 
 def summarise(folder: Path, manifest: Manifest) -> SplitSummary:
-    """Count the samples of each class in the index of ``folder``.
+    """Count the samples of each class in the index of `folder`.
 
-    Raises:
-        DataError: the index cannot be read.
+    Raises DataError where the index cannot be read.
     """
     counts = class_counts(SampleIndex.load(folder / INDEX_NAME).label, len(manifest.classes))
     small, large = int(counts.argmin()), int(counts.argmax())
@@ -50,15 +51,14 @@ def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
 def check_against_source(folder: Path, index: SampleIndex, labels: np.ndarray) -> None:
     """Compare what was found in the shards on disk with the source's labels.
 
-    Raises:
-        DataError: a class has other samples than the source has; names the first.
+    Raises DataError, naming the first class that has another number of samples than in the source.
     """
     classes = int(max(labels.max(), index.label.max())) + 1
-    found, wanted = class_counts(index.label, classes), class_counts(labels, classes)
-    wrong = np.flatnonzero(found != wanted)
+    packed, wanted = class_counts(index.label, classes), class_counts(labels, classes)
+    wrong = np.flatnonzero(packed != wanted)
     if len(wrong):
         first = int(wrong[0])
         raise DataError(
-            f"the shards in {folder} hold {found[first]} samples of class {first}, but the source "
+            f"the shards in {folder} hold {packed[first]} samples of class {first}, but the source "
             f"has {wanted[first]} ({len(wrong)} classes differ); remove the folder and pack again"
         )

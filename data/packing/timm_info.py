@@ -1,5 +1,7 @@
 """The file that timm's `wds/` reader looks for beside shards: files and counts of each split."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ _TIMM_NAMES = {"val": "validation"}
 
 
 def write_timm_info(out: Path, manifests: Mapping[str, Manifest]) -> None:
-    """Write ``out/_info.json``; the names of the shards in it start at ``out``."""
+    """Write `out/_info.json`; the names of the shards in it start at `out`."""
     splits = {}
     for split, manifest in sorted(manifests.items()):
         name = _TIMM_NAMES.get(split, split)

@@ -1,5 +1,7 @@
 """Writing one shard: the unit of parallel packing and of resuming."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from dataclasses import dataclass
@@ -10,15 +12,16 @@ import numpy as np
 
 from data.errors import DataError
 from data.files import atomic_file, sha256_of
+from data.images.decode import said_by_pillow
 from data.packing.encoding import Encoding
-from data.shards.index import ShardRows, scan_shard
 from data.shards.manifest import ShardInfo
+from data.shards.scan import ShardRows, scan_shard
 from data.sources.source import Reader
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Samples ``ids`` of a split's reader, to become shard ``number``."""
+    """Samples `ids` of a split's reader, to become shard `number`."""
 
     folder: Path
     split: str
@@ -44,7 +47,7 @@ class DoneShard:
 def shard_tasks(
     folder: Path, split: str, samples: int, shard_samples: int, seed: int
 ) -> list[ShardTask]:
-    """Shuffle ``samples`` by ``seed`` and cut them in even shards of at most ``shard_samples``."""
+    """Shuffle `samples` by `seed` and cut them in even shards of at most `shard_samples`."""
     keys = np.random.PCG64(np.random.SeedSequence([seed, samples])).random_raw(samples)
     order = np.argsort(np.asarray(keys), kind="stable")
     parts = np.array_split(order, -(-samples // shard_samples))
@@ -68,10 +71,7 @@ def finished_shard(
 class ShardWriter:
     """Writes the shards of a packing; picklable, so that processes can share the work.
 
-    Attributes:
-        readers: by split.
-        encoding: what happens to the images, and whether captions are written.
-        class_names: for the captions, by label.
+    `readers` go by split; `class_names`, one per label, are for the captions.
     """
 
     readers: dict[str, Reader]
@@ -81,11 +81,9 @@ class ShardWriter:
     def __call__(self, task: ShardTask) -> DoneShard:
         """Write a shard under a temporary name, fsync, read it back, rename, scan.
 
-        The bytes depend on the samples alone: headers have no time, owner or place in them.
-
-        Raises:
-            DataError: a sample that cannot be packed, or a disk that gives back other bytes
-                than were written.
+        The bytes depend on the samples alone: headers have no time, owner or place in them. Raises
+        DataError for a sample that cannot be packed, and for a disk that gives back other bytes
+        than were written.
         """
         # Imported here since it brings torch, which nothing else in packing needs.
         from webdataset.writer import TarWriter
@@ -110,8 +108,9 @@ class ShardWriter:
         try:
             image, extension = self.encoding.image(content, extension)
         except Exception as error:
+            reason = said_by_pillow(error)
             raise DataError(
-                f"{reader.where(i)} cannot be made smaller ({error}); repair or remove it"
+                f"{reader.where(i)} cannot be made smaller ({reason}); repair or remove it"
             ) from error
         sample: dict[str, Any] = {"__key__": key, extension: image, "cls": str(label).encode()}
         caption = self.encoding.caption(self.class_names[label])

@@ -1,12 +1,9 @@
 """Whether samples lie in their shards sorted by class, which no window can mix well."""
 
-import logging
+from __future__ import annotations
 
 import numpy as np
 
-from data.stream import plan
-
-_log = logging.getLogger("data")
 # Of 1,000 shuffled classes one neighbour in 1,000 has the same label; of sorted ones, nearly all.
 SORTED_FROM = 0.5
 
@@ -19,13 +16,3 @@ def is_sorted_by_class(labels: np.ndarray) -> bool:
     by_chance = float((share**2).sum())
     same = float((labels[1:] == labels[:-1]).mean())
     return same > SORTED_FROM and same > 2 * by_chance
-
-
-def warn_if_sorted(labels: np.ndarray, name: str) -> None:
-    """Say so where it matters: a set of one window is permuted as a whole."""
-    if len(labels) > plan.WINDOW and is_sorted_by_class(labels):
-        _log.warning(
-            "%s is sorted by class, so a batch sees few classes at a time and training suffers; "
-            "pack it again with `scl pack`, which shuffles",
-            name,
-        )

@@ -1,5 +1,7 @@
 """Checking packed shards to the last image: manifest, index, tars, checksums, labels, decoding."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +15,16 @@ from data.files import sha256_of
 from data.images.decode import CorruptImage, decode
 from data.processes import unordered
 from data.shards.class_order import is_sorted_by_class
-from data.shards.index import SampleIndex, ShardRows, key_at, scan_shard
+from data.shards.index import SampleIndex, key_at
 from data.shards.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, ShardInfo, load_manifest
+from data.shards.scan import ShardRows, scan_shard
 
 _WORTH_PROCESSES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong: with a sample of a shard, or, ``key`` being empty, with a whole file."""
+    """What is wrong: with a sample of a shard, or, `key` being empty, with a whole file."""
 
     file: Path
     key: str
@@ -43,6 +46,15 @@ class Diagnosis:
 
 
 @dataclass(frozen=True)
+class _Result:
+    """What was found in one shard."""
+
+    info: ShardInfo
+    problems: list[Problem]
+    left_out: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class _Task:
     info: ShardInfo
     rows: ShardRows | None
@@ -51,18 +63,17 @@ class _Task:
 def find_splits(folder: Path) -> list[Path]:
     """Return the splits in a folder: itself, or those of its folders that hold shards.
 
-    Raises:
-        DataError: there are none.
+    Raises DataError where there are none.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; name one that holds shards")
-    found = [path for path in (folder, *sorted(folder.iterdir())) if _holds_shards(path)]
-    if not found:
+    splits = [path for path in (folder, *sorted(folder.iterdir())) if _holds_shards(path)]
+    if not splits:
         raise DataError(
             f"{folder} holds no shards, neither itself nor in its folders; "
             "name the folder that has train/ and val/"
         )
-    return found
+    return splits
 
 
 def _holds_shards(path: Path) -> bool:
@@ -72,9 +83,9 @@ def _holds_shards(path: Path) -> bool:
 def examine(
     folder: Path, *, quick: bool = False, workers: int = 1, progress: bool = True
 ) -> Diagnosis:
-    """Check one split, shard by shard in ``workers`` processes.
+    """Check one split, shard by shard in `workers` processes.
 
-    ``quick`` looks at manifest, index, and the presence and sizes of shards; otherwise every
+    `quick` looks at manifest, index, and the presence and sizes of shards; otherwise every
     byte is read: checksums, the index against the tars, and every image is decoded.
     """
     try:
@@ -85,7 +96,7 @@ def examine(
     problems += _unlisted(folder, manifest)
     tasks = _tasks(manifest, index)
     check = functools.partial(_check_shard, folder, manifest, quick)
-    found: list[tuple[str, list[Problem]]] = []
+    results: list[_Result] = []
     total = sum(shard.bytes for shard in manifest.shards)
     bar = tqdm(
         total=total, unit="B", unit_scale=True, desc=f"checking {folder.name}", disable=not progress
@@ -93,14 +104,26 @@ def examine(
     with bar:
         # Below that, processes take longer to start than to check.
         processes = 1 if quick or total < _WORTH_PROCESSES else workers
-        for task, result in unordered(check, tasks, processes):
-            found.append((task.info.name, result))
-            bar.update(task.info.bytes)
-    problems += [problem for _, result in sorted(found, key=lambda f: f[0]) for problem in result]
-    notes = []
+        for result in unordered(check, tasks, processes):
+            results.append(result)
+            bar.update(result.info.bytes)
+    results.sort(key=lambda result: result.info.name)
+    problems += [problem for result in results for problem in result.problems]
+    notes = _notes_on_left_out(results)
     if index is not None and is_sorted_by_class(index.label):
         notes.append("samples are sorted by class, which mixes badly; pack them again, shuffled")
     return Diagnosis(folder, manifest.samples, len(manifest.shards), problems, notes)
+
+
+def _notes_on_left_out(results: list[_Result]) -> list[str]:
+    places: dict[str, list[str]] = {}
+    for result in results:
+        for why, name in result.left_out:
+            places.setdefault(why, []).append(f"{name} in {result.info.name}")
+    return [
+        f"{len(names):,} images are no samples, {why}: {names[0]}{' …' * (len(names) > 1)}"
+        for why, names in places.items()
+    ]
 
 
 def _check_index(folder: Path, manifest: Manifest) -> tuple[SampleIndex | None, list[Problem]]:
@@ -137,29 +160,30 @@ def _tasks(manifest: Manifest, index: SampleIndex | None) -> list[_Task]:
         rows = None
         if index is not None:
             columns = (index.offset, index.size, index.label)
-            rows = ShardRows(*(column[first:end] for column in columns))
+            offset, size, label = (column[first:end] for column in columns)
+            rows = ShardRows(offset, size, label)
         tasks.append(_Task(info, rows))
     return tasks
 
 
-def _check_shard(
-    folder: Path, manifest: Manifest, quick: bool, task: _Task
-) -> tuple[_Task, list[Problem]]:
+def _check_shard(folder: Path, manifest: Manifest, quick: bool, task: _Task) -> _Result:
     path = folder / task.info.name
-    found = _file_problems(path, task.info, quick)
+    left_out: list[tuple[str, str]] = []
+    problems = _file_problems(path, task.info, quick)
     if quick or not path.is_file():
-        return task, found
+        return _Result(task.info, problems, left_out)
     try:
         rows = scan_shard(path, _label_field(manifest))
     except DataError as error:
-        found.append(Problem(path, "", _without(error, path)))
+        problems.append(Problem(path, "", _without(error, path)))
         rows = task.rows
     else:
+        left_out = rows.left_out
         if task.rows is not None and not _equal(rows, task.rows):
-            found.append(Problem(path, "", f"{INDEX_NAME} does not describe what it holds"))
+            problems.append(Problem(path, "", f"{INDEX_NAME} does not describe what it holds"))
     if rows is not None:
-        found += _sample_problems(path, rows, manifest)
-    return task, found
+        problems += _sample_problems(path, rows, manifest)
+    return _Result(task.info, problems, left_out)
 
 
 def _without(error: DataError, path: Path) -> str:

@@ -1,5 +1,7 @@
 """What a folder of shards contains: counts, classes, image statistics and checksums."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from pathlib import Path
@@ -31,7 +33,7 @@ class ShardInfo(_Model):
 class ImageStats(_Model):
     """Per-channel mean and standard deviation of the pixels, scaled to [0, 1].
 
-    Every image weighs the same, whatever its size; ``measured_on`` images were read.
+    Every image weighs the same, whatever its size; `measured_on` images were read.
     """
 
     channels: Literal[1, 3]
@@ -40,7 +42,7 @@ class ImageStats(_Model):
     measured_on: int
 
     @model_validator(mode="after")
-    def _one_value_per_channel(self) -> "ImageStats":
+    def _one_value_per_channel(self) -> ImageStats:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std need {self.channels} values each")
         return self
@@ -49,9 +51,8 @@ class ImageStats(_Model):
 class Manifest(_Model):
     """The contents of one split: a folder of shards with an index.
 
-    Attributes:
-        classes: one per label; of ImageNet the WordNet ids.
-        class_names: for people, where ``classes`` are ids: "tench, Tinca tinca".
+    `classes` has one per label, of ImageNet the WordNet ids; where these are ids, `class_names` has
+    what people call them: "tench, Tinca tinca".
     """
 
     format_version: Literal[1] = 1
@@ -66,7 +67,7 @@ class Manifest(_Model):
     source: dict[str, Any]
 
     @model_validator(mode="after")
-    def _one_name_per_class(self) -> "Manifest":
+    def _one_name_per_class(self) -> Manifest:
         if self.class_names is not None and len(self.class_names) != len(self.classes):
             raise ValueError(f"class_names needs {len(self.classes)} names, one per class")
         return self
@@ -87,10 +88,10 @@ class Manifest(_Model):
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read ``folder/manifest.json``.
+    """Read `folder/manifest.json`.
 
-    Raises:
-        DataError: no such folder, no manifest in it, or one that cannot be understood.
+    Raises DataError where there is no such folder, no manifest in it, or one that cannot be
+    understood.
     """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
@@ -114,7 +115,7 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``folder/manifest.json`` atomically."""
+    """Write `folder/manifest.json` atomically."""
     with atomic_file(folder / MANIFEST_NAME) as stream:
         stream.write(json.dumps(manifest.as_json(), indent=1, ensure_ascii=False).encode() + b"\n")
 
@@ -122,10 +123,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def verify_shards(folder: Path, manifest: Manifest) -> None:
     """Check, without reading the shards, that they are those the manifest describes.
 
-    Looks at the presence and size of every shard, the sum of samples, and the index.
-
-    Raises:
-        DataError: names the first disagreement and says how many more there are.
+    Looks at the presence and size of every shard, the sum of samples, and the index. Raises
+    DataError with the first thing that disagrees and the number of others.
     """
     problems = [p for shard in manifest.shards if (p := _shard_problem(folder, shard))]
     total = sum(shard.samples for shard in manifest.shards)

@@ -1,5 +1,7 @@
 """The members of a tar, and of the tars inside a tar, found by reading headers alone."""
 
+from __future__ import annotations
+
 import os
 import tarfile
 import zipfile
@@ -19,9 +21,9 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Members:
-    """Where the files of a tar lie: ``names`` [N], first bytes int64 [N], lengths int64 [N].
+    """Where the files of a tar lie: `names` [N], first bytes int64 [N], lengths int64 [N].
 
-    A file inside a class tar is called ``<class tar without .tar>/<file>``.
+    A file inside a class tar is called `<class tar without .tar>/<file>`.
     """
 
     names: list[str]
@@ -30,12 +32,10 @@ class Members:
 
 
 def check_end(tar: tarfile.TarFile) -> None:
-    """Read what follows the last member ``tar`` has found: the zeros that end every tar.
+    """Read what follows the last member `tar` has found: the zeros that end every tar.
 
-    tarfile takes a damaged header, or the end of the file at a member's edge, for the end.
-
-    Raises:
-        tarfile.ReadError: it is something else.
+    tarfile takes a damaged header, or the end of the file at a member's edge, for the end. Raises
+    tarfile.ReadError where it is something else.
     """
     stream: Any = tar.fileobj
     stream.seek(tar.offset)
@@ -47,27 +47,25 @@ def check_end(tar: tarfile.TarFile) -> None:
 
 
 def members_of(path: Path, kept: Path, *, nested: bool, progress: bool = True) -> Members:
-    """List the files of ``path``; of a ``nested`` one, those of the tars it holds.
+    """List the files of `path`; of a `nested` one, those of the tars it holds.
 
-    The list is kept in ``kept`` and taken from there while size and time of ``path`` are the
-    same, since reading a million headers takes minutes.
-
-    Raises:
-        DataError: no such file, not a whole tar, or a nested one with something else in it.
+    The list is kept in `kept` and taken from there while size and time of `path` are the same,
+    since reading a million headers takes minutes. Raises DataError where there is no such file, it
+    is not a whole tar, or one of tars holds something else.
     """
     try:
         status = path.stat()
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; name the tar file to read") from error
     state = np.array([status.st_size, status.st_mtime_ns], np.int64)
-    found = _kept_members(kept, state)
-    if found is None:
-        found = _scan(path, nested, progress)
+    members = _kept_members(kept, state)
+    if members is None:
+        members = _scan(path, nested, progress)
         kept.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(kept) as stream:
-            names = np.array([os.fsencode(name) for name in found.names], "S")
-            np.savez(stream, names=names, offset=found.offset, size=found.size, state=state)
-    return found
+            names = np.array([os.fsencode(name) for name in members.names], "S")
+            np.savez(stream, names=names, offset=members.offset, size=members.size, state=state)
+    return members
 
 
 def _kept_members(kept: Path, state: np.ndarray) -> Members | None:

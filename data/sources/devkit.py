@@ -1,5 +1,7 @@
 """What ILSVRC2012's development kit and its replacements say: class names, labels of val."""
 
+from __future__ import annotations
+
 import csv
 import io
 import tarfile
@@ -20,10 +22,9 @@ _VAL_NAME = "ILSVRC2012_val_{:08d}"
 class Devkit:
     """The development kit of task 1 and 2.
 
-    Attributes:
-        names: "tench, Tinca tinca" by WordNet id, of the classes to be told apart.
-        train_images: how many training images there should be, by WordNet id.
-        val: WordNet id by validation image, without ".JPEG".
+    `names` are those of the classes to be told apart, "tench, Tinca tinca", by WordNet id;
+    `train_images` says how many training images each should have; `val` has the WordNet id of each
+    validation image, by its name without ".JPEG".
     """
 
     names: dict[str, str]
@@ -34,8 +35,7 @@ class Devkit:
 def read_devkit(path: Path) -> Devkit:
     """Read ILSVRC2012_devkit_t12.tar.gz, or the folder unpacked from it.
 
-    Raises:
-        DataError: it is missing, or is not that development kit.
+    Raises DataError where it is missing or is not that development kit.
     """
     from scipy.io import loadmat
 
@@ -63,24 +63,22 @@ def _folder_files(path: Path) -> tuple[bytes, bytes]:
 
 
 def _archive_files(path: Path) -> tuple[bytes, bytes]:
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     with tarfile.open(path, "r:*") as tar:
         for member in tar:
             for wanted in (_META, _TRUTH):
                 stream: Any = tar.extractfile(member) if member.name.endswith(wanted) else None
                 if stream is not None:
-                    found[wanted] = stream.read()
-    return found[_META], found[_TRUTH]
+                    contents[wanted] = stream.read()
+    return contents[_META], contents[_TRUTH]
 
 
 def read_val_labels(path: Path) -> dict[str, str]:
     """Read a mapping file: WordNet id by validation image, without its extension.
 
-    Lines are ``file-name class``, or CSV as Kaggle's LOC_val_solution.csv (``ImageId`` and
-    ``PredictionString``, of which the first word is the class).
-
-    Raises:
-        DataError: no such file, or a line that is neither; names the line.
+    Lines are `file-name class`, or CSV as Kaggle's LOC_val_solution.csv (`ImageId` and
+    `PredictionString`, of which the first word is the class). Raises DataError where there is no
+    such file, and for a line that is neither, which it names.
     """
     try:
         lines = path.read_text().splitlines()

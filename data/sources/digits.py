@@ -1,5 +1,7 @@
 """Scikit-learn's handwritten digits: in every installation, so that the demo downloads nothing."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

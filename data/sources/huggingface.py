@@ -1,5 +1,7 @@
 """Image data sets of the Hugging Face hub, as folders of parquet files."""
 
+from __future__ import annotations
+
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,13 +35,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """The rows of a split's files, once ``copy_out`` has copied their images.
+    """The rows of a split's files, once `copy_out` has copied their images.
 
-    Attributes:
-        files: parquet files, in the order of rows.
-        starts: int64 [files + 1], the first row of each.
-        labels: int64 [N].
-        scratch: folder of the copies.
+    `files` are parquet files in the order of their rows, and `starts`, int64 [files + 1], the first
+    row of each; `labels` is int64 [N]; the copies go to the folder `scratch`.
     """
 
     files: list[Path]
@@ -81,13 +80,11 @@ def huggingface(
 ) -> Source:
     """Return the train and validation splits of a data set downloaded as parquet files.
 
-    Files are ``…/train-00000-of-00294.parquet`` or ``…/train/0000.parquet``; val is the split
-    called validation, val, valid or, failing those, test. A parquet file can only be read a
-    group of rows at a time and shards are shuffled, so the images are first copied out of the
-    files, each once, into a folder in ``out`` which is removed in the end.
-
-    Raises:
-        DataError: pyarrow or the files are missing, or they hold no images with labels.
+    Files are `…/train-00000-of-00294.parquet` or `…/train/0000.parquet`; val is the split
+    called validation, val, valid or, failing those, test. A parquet file can only be read a group
+    of rows at a time and shards are shuffled, so the images are first copied out of the files, each
+    once, into a folder in `out` which is removed in the end. Raises DataError where pyarrow or
+    the files are missing, or hold no images with labels.
     """
     files = _files_by_split(folder)
     columns = _columns(files["train"][0], image_column, label_column)
@@ -125,17 +122,17 @@ def _parquet() -> Any:
 
 def _files_by_split(folder: Path) -> dict[str, list[Path]]:
     """Return train and, if there is one, val."""
-    found: dict[str, list[Path]] = defaultdict(list)
+    by_name: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*.parquet")):
         named, dash, _ = path.stem.partition("-")
-        found[named if dash else path.parent.name].append(path)
-    if "train" not in found:
+        by_name[named if dash else path.parent.name].append(path)
+    if "train" not in by_name:
         raise DataError(
             f"{folder} holds no training split (train-*.parquet or train/*.parquet); name the "
             "folder that a data set of the Hugging Face hub was downloaded to"
         )
-    splits = {"train": found["train"]}
-    val = next((found[name] for name in _VAL_NAMES if name in found), None)
+    splits = {"train": by_name["train"]}
+    val = next((by_name[name] for name in _VAL_NAMES if name in by_name), None)
     return splits if val is None else splits | {"val": val}
 
 
@@ -170,13 +167,13 @@ def _column(
         for name, feature in features.items()
         if isinstance(feature, dict) and feature.get("_type") == kind
     ]
-    found = wanted or (of_kind[0] if len(of_kind) == 1 else usual)
-    if found not in names:
+    column = wanted or (of_kind[0] if len(of_kind) == 1 else usual)
+    if column not in names:
         raise DataError(
-            f"{path} has no column {found!r} (it has {', '.join(names)}); name the one to use "
+            f"{path} has no column {column!r} (it has {', '.join(names)}); name the one to use "
             f"with --{usual}-column"
         )
-    return found
+    return column
 
 
 def _reader(files: list[Path], columns: Columns, scratch: Path) -> ParquetReader:
@@ -209,7 +206,7 @@ def _copies(scratch: Path, k: int) -> tuple[Path, Path]:
 
 @dataclass(frozen=True)
 class _Copy:
-    """Write the images of file ``k`` of a split one after the other into ``scratch``."""
+    """Write the images of file `k` of a split one after the other into `scratch`."""
 
     scratch: Path
     k: int

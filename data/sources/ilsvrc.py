@@ -1,5 +1,7 @@
 """ImageNet (ILSVRC2012) as it is downloaded: tars of tars, a devkit; or what became of them."""
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ import numpy as np
 from data.errors import DataError
 from data.shards.tars import Members, members_of
 from data.sources.devkit import Devkit, read_devkit, read_val_labels, stem
-from data.sources.image_folder import class_folders, list_images
+from data.sources.listing import class_folders, list_images
 from data.sources.source import FileReader, Reader, Source
 from data.sources.tar_reader import TarReader
 
@@ -43,10 +45,9 @@ def find_files(
     devkit: Path | None = None,
     val_labels: Path | None = None,
 ) -> Files:
-    """Find the parts by their usual names in ``folder``; what is named is taken from there.
+    """Find the parts by their usual names in `folder`; what is named is taken from there.
 
-    Raises:
-        DataError: training or validation images are neither named nor found.
+    Raises DataError where training or validation images are neither named nor found.
     """
     if folder is not None and not folder.is_dir():
         raise DataError(f"there is no folder {folder}; name the one that holds {TRAIN_TAR}")
@@ -60,14 +61,14 @@ def find_files(
 
 
 def _found_images(folder: Path | None, tar: str, images: str, option: str) -> Path:
-    found = _first_of(folder, tar, images)
-    if found is None:
+    place = _first_of(folder, tar, images)
+    if place is None:
         if folder is None:
             raise DataError(f"where is {tar}? name the folder that holds it, or itself, {option}")
         raise DataError(
             f"found neither {tar} nor {images}/ in {folder}; name the tar with {option}"
         )
-    return found
+    return place
 
 
 def _first_of(folder: Path | None, *names: str) -> Path | None:
@@ -79,13 +80,10 @@ def _first_of(folder: Path | None, *names: str) -> Path | None:
 def imagenet(files: Files, scans: Path, *, progress: bool = True) -> Source:
     """Return ImageNet from its tars, or from folders of extracted images, class by class.
 
-    Classes are the sorted WordNet ids. Samples come in the order of class and file name, so
-    that tars and the folders extracted from them are packed alike. What reading the headers of
-    a tar has found is kept in the folder ``scans``.
-
-    Raises:
-        DataError: a file is missing, damaged or not what it should be, or a validation image
-            has no label.
+    Classes are the sorted WordNet ids. Samples come in the order of class and file name, so that
+    tars and the folders extracted from them are packed alike. What reading the headers of a tar has
+    found is kept in the folder `scans`. Raises DataError where a file is missing, damaged or not
+    what it should be, or a validation image has no label.
     """
     devkit = read_devkit(files.devkit) if files.devkit is not None else None
     classes, train = _train(files.train, scans / "train.members.npz", progress)
@@ -129,9 +127,9 @@ def _val(
             "one with --devkit or a file of labels with --val-labels"
         )
     if path.is_dir():
-        found = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
-        wnids = _labelled(path, found, labels, classes)
-        return FileReader(path, *_ordered(found, wnids, classes)[:2])
+        names = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
+        wnids = _labelled(path, names, labels, classes)
+        return FileReader(path, *_ordered(names, wnids, classes)[:2])
     members = members_of(path, kept, nested=False, progress=progress)
     wnids = _labelled(path, members.names, labels, classes)
     names = [

@@ -1,5 +1,7 @@
 """What packing asks of a data set, and the two kinds of reader that most of them need."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -10,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from data.errors import DataError
-from data.images.decode import checked_extension, encode_png
+from data.images.decode import checked_extension, encode_png, said_by_pillow
+from data.sources.left_out import LeftOut
 
 
 class Reader(Protocol):
@@ -38,10 +41,9 @@ class Reader(Protocol):
 class Source:
     """A data set to pack: one reader per split, and what identifies it.
 
-    Attributes:
-        class_names: for people, one per class, where ``classes`` are ids.
-        prepare: called with (workers, progress) before shards are written.
-        scratch: a folder to be removed once the packing is complete.
+    Where `classes` are ids, `class_names` has what people call them. `prepare` is called with
+    (workers, progress) before shards are written; the folder `scratch` is removed once the packing
+    is complete. `left_out` and `notes` are for the user, once it is.
     """
 
     kind: str
@@ -52,6 +54,8 @@ class Source:
     class_names: list[str] | None = None
     prepare: Callable[[int, bool], None] | None = None
     scratch: Path | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def samples(self) -> dict[str, int]:
         """Return the number of samples of each split."""
@@ -84,11 +88,15 @@ class ArrayReader:
 
 @dataclass(frozen=True)
 class FileReader:
-    """Image files under ``root``; their bytes are packed untouched, after one test decoding."""
+    """Image files under `root`; their bytes are packed untouched, after one test decoding.
+
+    `stamps`, int64 [N, 2], are their sizes and times of change (ns), if they were looked at.
+    """
 
     root: Path
     names: list[str]
     labels: np.ndarray
+    stamps: np.ndarray | None = None
 
     def read(self, i: int) -> tuple[bytes, str, int]:
         path = self.root / self.names[i]
@@ -108,8 +116,7 @@ class FileReader:
 def extension_of(content: bytes, where: str) -> str:
     """Return the extension that the bytes deserve, whatever the file is called.
 
-    Raises:
-        DataError: they are not a JPEG, PNG or WebP image that can be decoded to its end.
+    Raises DataError where they are not a JPEG, PNG or WebP image that can be decoded to its end.
     """
     # Pillow has no one class for "this is not an image".
     try:
@@ -119,7 +126,10 @@ def extension_of(content: bytes, where: str) -> str:
 
 
 def undecodable(where: str, reason: Exception) -> DataError:
-    return DataError(f"{where} is not an image that can be decoded ({reason}); repair or remove it")
+    return DataError(
+        f"{where} is not an image that can be decoded ({said_by_pillow(reason)}); "
+        "repair or remove it"
+    )
 
 
 def hash_of_list(names: Sequence[str], labels: np.ndarray) -> str:

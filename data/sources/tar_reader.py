@@ -1,5 +1,7 @@
 """Samples that lie somewhere inside large files: read where they are."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ class OpenFiles:
     def __init__(self) -> None:
         self._files: dict[Path, BinaryIO] = {}
 
-    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
         return OpenFiles, ()
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
@@ -35,12 +37,9 @@ class OpenFiles:
 class TarReader:
     """Images inside one tar (or inside the tars in it), read without unpacking.
 
-    Attributes:
-        names: of the samples, ``<class>/<file>``, bytes [N]: a list of strings takes thrice the
-            memory, in each process.
-        offset: int64 [N], first byte in the file.
-        size: int64 [N].
-        labels: int64 [N].
+    `names` are those of the samples, `<class>/<file>`, as bytes [N], since a list of strings takes
+    three times the memory in each process; `offset`, int64 [N], is the first byte of each in the
+    file; `size` and `labels` are int64 [N].
     """
 
     path: Path

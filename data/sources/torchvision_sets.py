@@ -1,12 +1,14 @@
 """Sets of torchvision, from its files on disk or downloaded by it."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.errors import DataError
-from data.sources.image_folder import list_images
+from data.sources.listing import list_images
 from data.sources.source import ArrayReader, Reader, Source
 
 _ARRAY_SETS = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST")
@@ -19,12 +21,10 @@ TORCHVISION_SETS = (*_ARRAY_SETS, "Imagenette")
 
 
 def torchvision_set(name: str, root: Path, size: str = "full") -> Source:
-    """Return a set of torchvision, from ``root`` or, where it is not there, downloaded to it.
+    """Return a set of torchvision, from `root` or, where it is not there, downloaded to it.
 
-    ``size`` (full, 320px, 160px) is for Imagenette alone. torchvision's test set is our val.
-
-    Raises:
-        DataError: an unknown name or size, or a set neither on disk nor to be downloaded.
+    `size` (full, 320px, 160px) is for Imagenette alone. torchvision's test set is our val. Raises
+    DataError for an unknown name or size, and for a set neither on disk nor to be downloaded.
     """
     if name not in TORCHVISION_SETS:
         raise DataError(f"torchvision set {name!r} is unknown; use {', '.join(TORCHVISION_SETS)}")

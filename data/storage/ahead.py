@@ -21,9 +21,9 @@ class Prepare(Protocol):
     def __call__(
         self, shard: int, urgent: Callable[[], bool], stopped: Callable[[], bool]
     ) -> Callable[[], None] | None:
-        """Return what to call once the shard is no longer needed; None only when ``stopped``.
+        """Return what to call once the shard is no longer needed; None only when `stopped`.
 
-        ``urgent`` says whether somebody waits for it.
+        `urgent` says whether somebody waits for it.
         """
         ...
 
@@ -32,7 +32,7 @@ class Ahead:
     """Threads that prepare shards stage by stage: the stage being read, and the one after it.
 
     A stage is a set of shards that are read together: a window of the training order, a few
-    shards in evaluation. Stages are numbered; ``shards(number)`` lists those of one, in order.
+    shards in evaluation. Stages are numbered; `shards(number)` lists those of one, in order.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Ahead:
         threads: int,
         wait: bool,
     ) -> None:
-        """``end``: the number after the last stage. ``wait``: read nothing that is not ready."""
+        """`end`: the number after the last stage. `wait`: read nothing that is not ready."""
         self._shards = shards
         self._end = end
         self._prepare = prepare
@@ -61,7 +61,7 @@ class Ahead:
         self._stopped = False
 
     def keys(self, keys: Iterable[_Keys], stages: Iterable[range]) -> Iterator[_Keys]:
-        """Yield ``keys``, each once the shards of its stages are ready; none after a failure."""
+        """Yield `keys`, each once the shards of its stages are ready; none after a failure."""
         # An exception here would pass through torch's loader, which is not built for that.
         for key, needed in zip(keys, stages, strict=True):
             for stage in needed:
@@ -73,10 +73,9 @@ class Ahead:
             yield key
 
     def batches(self, batches: Iterator[_Batch]) -> Iterator[_Batch]:
-        """Yield the batches made of ``keys``, and let go of shards that no later one needs.
+        """Yield the batches made of `keys`, and let go of shards that no later one needs.
 
-        Raises:
-            DataError: a shard could not be made ready.
+        Raises DataError where a shard could not be made ready.
         """
         try:
             for batch in batches:

@@ -25,7 +25,7 @@ class ShardCache:
     """A folder of shards named by their SHA-256, up to a number of bytes.
 
     Each shard has a lock file: shared while a process needs the shard, exclusive while one fetches
-    or removes it. The kernel gives up the locks of a process that was killed. Needs ``flock``: a
+    or removes it. The kernel gives up the locks of a process that was killed. Needs `flock`: a
     local file system, not NFS.
     """
 
@@ -66,13 +66,11 @@ class ShardCache:
         urgent: Callable[[], bool] = lambda: True,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Callable[[], None] | None:
-        """Have a shard here and keep it; returns what lets go of it, None once ``stopped``.
+        """Have a shard here and keep it; returns what lets go of it, None once `stopped`.
 
-        ``fill`` writes and verifies it, unless it is here. Waits while another process is at it,
-        and, unless it is ``urgent``, while all room is taken by shards in use.
-
-        Raises:
-            DataError: ``fill`` failed.
+        `fill` writes and verifies it, unless it is here. Waits while another process is at it,
+        and, unless it is `urgent`, while all room is taken by shards in use. Raises DataError
+        where `fill` failed.
         """
         while not stopped():
             release = self._hold(shard)

@@ -30,11 +30,10 @@ class Retry:
         what: str,
         stopped: Callable[[], bool] = lambda: False,
     ) -> _Result:
-        """Return the first result of ``attempt`` that is not an exception.
+        """Return the first result of `attempt` that is not an exception.
 
-        Raises:
-            DataError: every try failed, or one failed for good, or ``stopped`` became true; names
-                ``what`` and the last reason.
+        Raises DataError, naming `what` and the last reason, once every try has failed, one failed
+        for good, or `stopped` became true.
         """
         tried = 0
         while True:
@@ -91,9 +90,8 @@ class ShardDownload:
     def go_on(self) -> None:
         """Read to the end, and compare size and SHA-256 with the manifest.
 
-        Raises:
-            DataError: the file cannot be written, or the fetch was stopped.
-            Exception: the source failed, or sent other bytes than the manifest describes.
+        Raises DataError where the file cannot be written or the fetch was stopped, and any
+        Exception where the source failed or sent other bytes than the manifest describes.
         """
         for chunk in self._source.chunks(self._name, self._done):
             if self._stopped():

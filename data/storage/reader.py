@@ -1,5 +1,7 @@
 """Reading image bytes out of shards at the offsets of the index."""
 
+from __future__ import annotations
+
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -12,17 +14,16 @@ MAX_OPEN = 128
 
 
 class ShardReader:
-    """Opens shards on demand and reads with ``pread``; safe to pickle and to fork."""
+    """Opens shards on demand and reads with `pread`; safe to pickle and to fork."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Return up to ``size`` bytes (fewer at the end of the file) of shard number ``shard``.
+        """Return up to `size` bytes (fewer at the end of the file) of shard number `shard`.
 
-        Raises:
-            DataError: the shard cannot be opened or read.
+        Raises DataError where the shard cannot be opened or read.
         """
         try:
             return os.pread(self._descriptor(shard), size, offset)

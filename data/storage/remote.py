@@ -33,15 +33,15 @@ class Unreachable(Exception):
 
 
 class Source(Protocol):
-    """A place that holds files by name, such as ``train/shard-000000.tar``."""
+    """A place that holds files by name, such as `train/shard-000000.tar`."""
 
     def chunks(self, name: str, start: int) -> Iterator[bytes]:
-        """Yield the file's bytes from ``start`` on; raises any Exception when they stop early."""
+        """Yield the file's bytes from `start` on; raises any Exception when they stop early."""
         ...
 
 
 def is_remote(path: str) -> bool:
-    """Whether ``path`` is a URL or ``pipe:COMMAND``, not a folder of this machine."""
+    """Whether `path` is a URL or `pipe:COMMAND`, not a folder of this machine."""
     return path.startswith(PIPE) or _URL.match(path) is not None
 
 
@@ -54,10 +54,10 @@ def without_secrets(path: str) -> str:
 
 
 def open_source(path: str, timeout_s: float) -> Source:
-    """The source behind a URL or ``pipe:COMMAND``; no byte for ``timeout_s`` is a failure.
+    """The source behind a URL or `pipe:COMMAND`; no byte for `timeout_s` is a failure.
 
-    Raises:
-        DataError: no such protocol, the package for it is missing, or a command without ``{}``.
+    Raises DataError where nothing reads that protocol, the package for it is missing, or a command
+    has no `{}`.
     """
     scheme = path.partition(":")[0].lower()
     factory = {"http": _Http, "https": _Http, "pipe": _Pipe}.get(scheme, _Fsspec)
@@ -178,7 +178,7 @@ def _complaint(code: int, complaints) -> str:
 
 
 def _within(seconds: float, call: Callable[[], _Result]) -> _Result:
-    """The result of ``call``; TimeoutError if it takes longer, and then its thread is abandoned."""
+    """The result of `call`; TimeoutError if it takes longer, and then its thread is abandoned."""
     results: queue.SimpleQueue = queue.SimpleQueue()
 
     def run() -> None:

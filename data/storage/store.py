@@ -20,7 +20,6 @@ from data.storage.ahead import Ahead
 from data.storage.cache import ShardCache
 from data.storage.fetch import Retry, ShardDownload
 from data.storage.remote import Source, is_remote, open_source, without_secrets
-from data.stream import plan
 
 _BLOCK = 8 << 20
 
@@ -28,11 +27,8 @@ _BLOCK = 8 << 20
 class Store(Protocol):
     """The files of one split. Pickles: data workers get a copy.
 
-    Attributes:
-        name: the split's place as it stands in messages.
-        folder: where manifest and index are.
-        manifest: what the split holds.
-        shards: where each shard is when it is ready, in the manifest's order.
+    `name` is the split's place as it stands in messages; manifest and index are in `folder`;
+    `shards` says where each shard is once it is ready, in the manifest's order.
     """
 
     name: str
@@ -45,21 +41,22 @@ class Store(Protocol):
         ...
 
 
-def open_store(config: DataConfig, split: str) -> Store:
-    """Open one split of ``config.path``: a folder, a URL or ``pipe:COMMAND``.
+def open_store(config: DataConfig, split: str, window: int) -> Store:
+    """Open one split of `config.path`: a folder, a URL or `pipe:COMMAND`.
 
-    Raises:
-        DataError: nothing packed there, it cannot be reached, or its files do not fit together.
+    Training reads `window` samples at a time in mixed order, whatever shards they lie in. Raises
+    DataError where nothing is packed, what cannot be reached, or files that do not fit together.
     """
     if is_remote(str(config.path)):
-        return RemoteStore(config, split)
-    return LocalStore(Path(config.path) / split)
+        return RemoteStore(config, split, window)
+    return LocalStore(Path(config.path) / split, window)
 
 
 class LocalStore:
     """A split in a folder of this machine's file systems."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, window: int) -> None:
+        self._window = window
         self.name = str(folder)
         self.folder = folder
         self.manifest = load_manifest(folder)
@@ -69,8 +66,8 @@ class LocalStore:
     def ahead(self, shards: Callable[[int], list[int]], end: int) -> Ahead:
         """Ask the kernel for whole shards, one after the other, before workers pick from them."""
         # What does not fit into memory would be read twice; a small set is read in no time.
-        in_flight = 2 * bytes_in_flight(self.manifest)
-        big = self.manifest.samples > plan.WINDOW
+        in_flight = 2 * bytes_in_flight(self.manifest, self._window)
+        big = self.manifest.samples > self._window
         useful = big and in_flight < psutil.virtual_memory().available
         return Ahead(
             shards if useful else lambda _: [], end, self._read_ahead, threads=2, wait=False
@@ -100,7 +97,8 @@ def _nothing() -> None:
 class RemoteStore:
     """A split behind a URL or a command; its shards come through a cache on this machine."""
 
-    def __init__(self, config: DataConfig, split: str) -> None:
+    def __init__(self, config: DataConfig, split: str, window: int) -> None:
+        self._window = window
         path = str(config.path)
         self.name = f"{without_secrets(path)}/{split}"
         self._split = split
@@ -146,7 +144,8 @@ class RemoteStore:
             stream.write(content)
 
     def _check_limit(self) -> None:
-        needed, limit = bytes_in_flight(self.manifest), self._config.cache_gb * 1e9
+        needed = bytes_in_flight(self.manifest, self._window)
+        limit = self._config.cache_gb * 1e9
         if needed > limit:
             raise DataError(
                 f"data.cache_gb is {self._config.cache_gb:g}, but {self.name} is read from "
@@ -178,10 +177,10 @@ def _check_manifest(content: bytes) -> None:
         raise ConnectionError(f"it is not a valid manifest: {error.errors()[0]['msg']}") from error
 
 
-def bytes_in_flight(manifest: Manifest) -> int:
+def bytes_in_flight(manifest: Manifest, window: int) -> int:
     """Bytes of the shards that one window of the training order is read from, about."""
     sizes = [shard.bytes for shard in manifest.shards]
-    share = min(1.0, plan.WINDOW / max(1, manifest.samples))
+    share = min(1.0, window / max(1, manifest.samples))
     # A window begins and ends inside a shard.
     return min(sum(sizes), round(share * sum(sizes)) + 2 * max(sizes, default=0))
 

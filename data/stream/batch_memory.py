@@ -4,6 +4,8 @@ Fresh shared memory is zeroed and mapped page by page, which costs a worker a te
 which it decodes the images. Here a rank and its workers share slots instead.
 """
 
+from __future__ import annotations
+
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,12 +24,12 @@ class BatchSource(Protocol):
     """A data set that puts batches together itself, in memory that it is given."""
 
     def load(self, keys: list[Any], room: torch.Tensor | None) -> tuple[Batch, bool]:
-        """Return the batch, and whether its images are in ``room``, uint8 [bytes]."""
+        """Return the batch, and whether its images are in `room`, uint8 [bytes]."""
         ...
 
 
 class BatchMemory:
-    """Slots of ``slot_bytes``, each free again once nothing refers to the images in it.
+    """Slots of `slot_bytes`, each free again once nothing refers to the images in it.
 
     A consumer may keep as many batches as it likes: without a free slot, or where the images do
     not fit into one, a batch gets memory of its own.
@@ -39,7 +41,7 @@ class BatchMemory:
         self._array = self._slots.numpy()
         self._free = deque(range(slots))
 
-    def dataset(self, source: BatchSource) -> "SlottedDataset":
+    def dataset(self, source: BatchSource) -> SlottedDataset:
         """Return what workers load from, with these slots for its images."""
         return SlottedDataset(source, self._slots)
 

@@ -1,5 +1,7 @@
 """The memory of a batch: where its images are written, and how they look from outside."""
 
+from __future__ import annotations
+
 import math
 
 import torch
@@ -9,9 +11,9 @@ from torch.utils.data import get_worker_info
 def empty_images(
     count: int, size: int, channels: int, room: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, bool]:
-    """Return uint8 [count, size, size, channels] to write to, and whether it lies in ``room``.
+    """Return uint8 [count, size, size, channels] to write to, and whether it lies in `room`.
 
-    Where ``room``, uint8 [bytes], is none or too small, it is fresh: in a worker, shared with the
+    Where `room`, uint8 [bytes], is none or too small, it is fresh: in a worker, shared with the
     main process.
     """
     shape = (count, size, size, channels)

@@ -1,5 +1,7 @@
 """The samples of one split, by id: read, decode, transform, replace what is corrupt."""
 
+from __future__ import annotations
+
 import copy
 import logging
 from collections import Counter
@@ -15,11 +17,12 @@ from data.augmentation.transforms import Transform, eval_transform, sample_seed,
 from data.config import DataConfig
 from data.errors import DataError
 from data.images.decode import CorruptImage
-from data.shards.class_order import warn_if_sorted
+from data.shards.class_order import is_sorted_by_class
 from data.shards.index import SampleIndex, key_at
 from data.shards.manifest import INDEX_NAME
 from data.storage.reader import ShardReader
 from data.storage.store import Store, open_store
+from data.stream import plan
 from data.stream.batches import channels_first, empty_images
 
 # More corrupt neighbours than this in a row are a broken shard, not a broken sample.
@@ -32,14 +35,13 @@ TrainKey = tuple[int, int]
 
 
 class ShardDataset(Dataset[dict[str, Any]]):
-    """Map-style samples: ``dataset[epoch, id]`` augmented, ``dataset[id]`` as in evaluation.
+    """Map-style samples: `dataset[epoch, id]` augmented, `dataset[id]` as in evaluation.
 
     An item holds image (uint8 [C, H, W]), label, id and corrupt (0 or 1; then image and label
     are those of the next sample of its shard that decodes). Augmentation is a function of
     (seed, epoch, id). Torch's loader asks for whole batches, which are written in place.
 
-    Attributes:
-        corrupt: reasons by sample id, for the samples ``note_corrupt`` was told of.
+    `corrupt` has the reasons, by sample id, for the samples that `note_corrupt` was told of.
     """
 
     def __init__(self, store: Store, config: DataConfig, seed: int = 0) -> None:
@@ -63,7 +65,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
-        """Samples per shard, as ``BatchPlan`` wants them."""
+        """Samples per shard, as `BatchPlan` wants them."""
         return tuple(shard.samples for shard in self.manifest.shards)
 
     @property
@@ -71,10 +73,10 @@ class ShardDataset(Dataset[dict[str, Any]]):
         """Bytes of the largest image of a batch."""
         return self._config.image_size**2 * self.manifest.image.channels
 
-    def with_seed(self, seed: int, epochs: int = 1) -> "ShardDataset":
-        """Return a view that augments by ``seed`` and shares the record of corrupt samples.
+    def with_seed(self, seed: int, epochs: int = 1) -> ShardDataset:
+        """Return a view that augments by `seed` and shares the record of corrupt samples.
 
-        ``epochs`` is the length of the run, from which progressive sizes follow.
+        `epochs` is the length of the run, from which progressive sizes follow.
         """
         view = copy.copy(self)
         view.seed = seed
@@ -84,7 +86,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return view
 
     def __getitem__(self, key: TrainKey | int) -> dict[str, Any]:
-        """Return one sample; raises as ``__getitems__`` does."""
+        """Return one sample; raises as `__getitems__` does."""
         batch, _ = self._load([key])
         item = {name: int(batch[name][0]) for name in ("label", "id", "corrupt")}
         return {"image": batch["image"][0], **item}
@@ -93,17 +95,15 @@ class ShardDataset(Dataset[dict[str, Any]]):
         """Return a batch: image uint8 [B, C, H, W] in channels-last memory, label, id, corrupt.
 
         Training keys are all of one epoch. With mixing in the recipe, there is also what
-        ``data.mixing.mix`` needs.
-
-        Raises:
-            DataError: a shard cannot be read, or too many neighbours are corrupt.
+        `data.augmentation.mixing.mix` needs. Raises DataError where a shard cannot be read or too
+        many neighbours are corrupt.
         """
         return self.load(keys)[0]
 
     def load(
         self, keys: Sequence[TrainKey | int], room: torch.Tensor | None = None
     ) -> tuple[dict[str, torch.Tensor], bool]:
-        """Return a batch as ``__getitems__`` does, and whether its images lie in ``room``."""
+        """Return a batch as `__getitems__` does, and whether its images lie in `room`."""
         batch, is_used = self._load(keys, room)
         if isinstance(keys[0], tuple) and self._config.mixing:
             ids, size = batch["id"].numpy(), batch["image"].shape[-1]
@@ -168,7 +168,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         return [first + (sample - first + k) % size for k in range(min(MAX_NEIGHBOURS, size))]
 
     def _try(self, sample: int, transform: Transform, seed: int, out: torch.Tensor) -> str | None:
-        """Write the sample to ``out``, or return why it cannot be had."""
+        """Write the sample to `out`, or return why it cannot be had."""
         size = int(self._index.size[sample])
         shard, offset = int(self._index.shard[sample]), int(self._index.offset[sample])
         content = self._reader.read(shard, offset, size)
@@ -186,10 +186,16 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
     def warn_if_sorted(self) -> None:
         """Log a warning if the order of training cannot mix the classes of these shards."""
-        warn_if_sorted(self._index.label, self.store.name)
+        # A set of one window is permuted as a whole, however it lies.
+        if len(self) > plan.WINDOW and is_sorted_by_class(self._index.label):
+            _log.warning(
+                "%s is sorted by class, so a batch sees few classes at a time and training "
+                "suffers; pack it again with `scl pack`, which shuffles",
+                self.store.name,
+            )
 
     def stages(self, ids: np.ndarray) -> range:
-        """Return the groups of shards that ascending ``ids`` are read from, see ``Ahead``."""
+        """Return the groups of shards that ascending `ids` are read from, see `Ahead`."""
         first, last = self._index.shard[ids[[0, -1]]].tolist()
         return range(first // STAGE_SHARDS, last // STAGE_SHARDS + 1)
 
@@ -225,10 +231,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
 
 
 def open_split(config: DataConfig, split: str) -> ShardDataset:
-    """Open one split of ``config.path`` after checking its shards against the manifest.
+    """Open one split of `config.path` after checking its shards against the manifest.
 
-    Raises:
-        DataError: nothing packed there, the shards are not those of the manifest, or a place
-            elsewhere cannot be reached.
+    Raises DataError where nothing is packed, the shards are not those of the manifest, or a place
+    elsewhere cannot be reached.
     """
-    return ShardDataset(open_store(config, split), config)
+    return ShardDataset(open_store(config, split, plan.WINDOW), config)

@@ -1,5 +1,7 @@
 """Torch's DataLoader, made safe: workers that survive the rank's signals and never die silently."""
 
+from __future__ import annotations
+
 import atexit
 import functools
 import multiprocessing
@@ -7,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -21,7 +23,8 @@ from data.errors import DataError
 # Torch notices a dead worker only when a wait ends, so waits are short and repeated.
 POLL_SECONDS = 2
 STUCK_SECONDS = 120
-_PRELOAD = ["torch", "torchvision.transforms.v2", "PIL.Image", "data.dataset"]
+# By the server of workers; multiprocessing says nothing of a name that it cannot import.
+PRELOADED = ("data.stream.preloaded",)
 _RANKS_SIGNALS = {
     signal.SIGINT,
     signal.SIGTERM,
@@ -47,21 +50,22 @@ def load(
     *,
     workers: int,
     prefetch: int,
+    modules: Sequence[str] = (),
     stuck_seconds: float = STUCK_SECONDS,
 ) -> Iterator[Any]:
     """Yield the collated items of each list of keys, in order, whatever the number of workers.
 
-    At most ``workers × prefetch`` batches are ahead. The global random state is not touched.
-
-    Raises:
-        DataError: a worker died, or nothing came for ``stuck_seconds``; or what the dataset raised.
+    At most `workers × prefetch` batches are ahead. `modules` are what the dataset will import
+    beyond what all do: where these are the first workers of this process, it happens once for all
+    of them. The global random state is not touched. Raises DataError if a worker died or nothing
+    came for `stuck_seconds`, and whatever the dataset raised.
     """
     options: dict[str, Any] = {}
     if workers:
         # Forked workers would inherit the locks of gloo's and NCCL's threads, held or not;
         # spawned ones import torch once each, those of a fork server once in all.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
+        context.set_forkserver_preload([*PRELOADED, *modules])
         _start_forkserver()
         options = {
             "multiprocessing_context": context,
@@ -107,7 +111,7 @@ def _start_forkserver() -> None:
 
 
 def _end_with(rank: int, _worker: int) -> None:
-    """In a worker: leave when the process ``rank`` is gone, however it went.
+    """In a worker: leave when the process `rank` is gone, however it went.
 
     Torch's own watch asks for the parent, and a worker's parent is the fork server, which in turn
     lives as long as its workers.
@@ -122,7 +126,7 @@ def _end_with(rank: int, _worker: int) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether ``pid`` still runs; a killed process keeps its number until its parent asks."""
+    """Whether `pid` still runs; a killed process keeps its number until its parent asks."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,11 +1,14 @@
 """Streams of batches for training and evaluation."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import torch
 
+from data.augmentation.transforms import modules_for
 from data.config import DataConfig
 from data.errors import DataError
 from data.shards.manifest import ImageStats
@@ -36,13 +39,11 @@ def train_stream(
 ) -> Iterator[Batch]:
     """Yield this rank's micro-batches from (start_epoch, start_step) to the end of the run.
 
-    ``epochs`` is the length of the run: the last epoch is ``epochs - 1``. Each step has
-    ``plan.accumulation`` micro-batches; workers live as long as the stream.
+    `epochs` is the length of the run: the last epoch is `epochs - 1`. Each step has
+    `plan.accumulation` micro-batches; workers live as long as the stream.
 
-    A batch holds image uint8 [B, C, H, W], and label, id and corrupt, int64 [B].
-
-    Raises:
-        DataError: the plan is for other shards, a shard cannot be read, or a worker dies.
+    A batch holds image uint8 [B, C, H, W], and label, id and corrupt, int64 [B]. Raises DataError
+    where the plan is for other shards, a shard cannot be read, or a worker dies.
     """
     if tuple(plan.shard_sizes) != dataset.shard_sizes:
         raise DataError(
@@ -74,7 +75,14 @@ def _load(
     # What may be ahead, what the consumer holds, and what it asks for meanwhile.
     memory = BatchMemory(workers * config.prefetch + 2, batch_size * dataset.image_bytes)
     slotted, tasks = memory.dataset(dataset), memory.tasks(keys)
-    return memory.batches(load(slotted, tasks, workers=workers, prefetch=config.prefetch))
+    loaded = load(
+        slotted,
+        tasks,
+        workers=workers,
+        prefetch=config.prefetch,
+        modules=modules_for(config),
+    )
+    return memory.batches(loaded)
 
 
 def _train_keys(
@@ -98,11 +106,9 @@ def eval_stream(
 ) -> Iterator[Batch]:
     """Yield this rank's evaluation batches, the same number and size on every rank.
 
-    A batch holds what a training batch does, and valid, bool [B]: over all ranks each sample
-    is valid exactly once.
-
-    Raises:
-        DataError: no such rank, a shard cannot be read, or a worker dies.
+    A batch holds what a training batch does, and valid, bool [B]: over all ranks each sample is
+    valid exactly once. Raises DataError where there is no such rank, a shard cannot be read, or a
+    worker dies.
     """
     planned = list(eval_batches(len(dataset), world_size, rank, config.eval_batch_size))
     workers = min(config.workers, len(planned))
@@ -133,8 +139,7 @@ def normalise(
 ) -> torch.Tensor:
     """Turn uint8 [B, C, H, W] into zero mean and unit variance, on the images' device.
 
-    Raises:
-        DataError: the images have another number of channels than the statistics.
+    Raises DataError where the images have another number of channels than the statistics.
     """
     if images.shape[1] != stats.channels:
         raise DataError(

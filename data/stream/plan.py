@@ -1,5 +1,7 @@
 """Who reads which sample when: pure functions of counts, seed, epoch and position."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +46,7 @@ class EpochOrder:
         return -(-self._total // WINDOW)
 
     def ids(self, first: int, end: int) -> np.ndarray:
-        """Return the samples at positions ``first`` to ``end`` (exclusive), int64."""
+        """Return the samples at positions `first` to `end` (exclusive), int64."""
         parts = []
         while first < end:
             number, inside = divmod(first, WINDOW)
@@ -74,7 +76,7 @@ class EpochOrder:
         return np.searchsorted(self._ends, line, side="right")
 
     def _raw(self, drawn: int) -> np.random.PCG64:
-        """The generator as it is once ``drawn`` numbers have been taken from it."""
+        """The generator as it is once `drawn` numbers have been taken from it."""
         raw = np.random.PCG64(np.random.SeedSequence(self._seed))
         raw.advance(drawn)
         return raw
@@ -96,11 +98,9 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int) -> np.ndarray
 class BatchPlan:
     """The training batches of one rank.
 
-    Global batch ``b`` of an epoch is a fixed stretch of its order, whatever the number of ranks
-    and the accumulation. A rank reads its contiguous part of it, in ``accumulation`` pieces.
-
-    Raises:
-        DataError: the numbers do not fit together (see ``check_feasible``).
+    Global batch `b` of an epoch is a fixed stretch of its order, whatever the number of ranks and
+    the accumulation. A rank reads its contiguous part of it, in `accumulation` pieces. Raises
+    DataError where the numbers do not fit together (see `check_feasible`).
     """
 
     shard_sizes: Sequence[int]
@@ -141,9 +141,9 @@ class BatchPlan:
         return self.global_batch_size // (self.world_size * self.accumulation)
 
     def micro_batches(self, epoch: int, start_step: int = 0) -> Iterator[np.ndarray]:
-        """Yield this rank's micro-batches, int64 [micro_batch_size], ``accumulation`` per step.
+        """Yield this rank's micro-batches, int64 [micro_batch_size], `accumulation` per step.
 
-        Starting at ``start_step`` costs the same as starting at 0.
+        Starting at `start_step` costs the same as starting at 0.
         """
         order = EpochOrder(self.shard_sizes, self.seed, epoch)
         for first, end in self._stretches(start_step):
@@ -155,7 +155,7 @@ class BatchPlan:
         return -(-self.steps_per_epoch * self.global_batch_size // WINDOW)
 
     def windows(self, epoch: int, start_step: int = 0) -> Iterator[range]:
-        """Yield the windows of each of ``micro_batches``, counted through all epochs."""
+        """Yield the windows of each of `micro_batches`, counted through all epochs."""
         before = epoch * self.windows_per_epoch
         for first, end in self._stretches(start_step):
             yield range(before + first // WINDOW, before + (end - 1) // WINDOW + 1)
@@ -183,9 +183,8 @@ def check_feasible(
 ) -> None:
     """Refuse numbers that would leave a rank or a worker without work.
 
-    Raises:
-        DataError: the global batch cannot be divided, the set has not one global batch, or
-            there are more workers per rank than it has micro-batches; names what would do.
+    Raises DataError, naming what would do, where the global batch cannot be divided, the set has
+    not one global batch, or there are more workers per rank than it has micro-batches.
     """
     counts = {
         "global_batch_size": global_batch_size,
@@ -231,11 +230,9 @@ def eval_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (ids int64 [B], valid bool [B]) so that each sample is valid exactly once over ranks.
 
-    All ranks get the same number of batches of the same size B ≤ ``batch_size``; what is left
-    over repeats the last sample, with valid False.
-
-    Raises:
-        DataError: a count below 1, or no such rank.
+    All ranks get the same number of batches of the same size B ≤ `batch_size`; what is left over
+    repeats the last sample, with valid False. Raises DataError for a count below 1, and where there
+    is no such rank.
     """
     if min(samples, world_size, batch_size) < 1 or not 0 <= rank < world_size:
         raise DataError(

@@ -107,10 +107,10 @@ def _check_shards(folders: list[Path], quick: bool, workers: int) -> int:
     from data.shards.doctor import examine, find_splits
 
     splits = [split for folder in folders for split in find_splits(folder)]
-    found = [examine(split, quick=quick, workers=workers) for split in splits]
-    for diagnosis in found:
+    diagnoses = [examine(split, quick=quick, workers=workers) for split in splits]
+    for diagnosis in diagnoses:
         _show(diagnosis, quick)
-    return int(any(diagnosis.problems for diagnosis in found))
+    return int(any(diagnosis.problems for diagnosis in diagnoses))
 
 
 def _show(diagnosis: Diagnosis, quick: bool) -> None:

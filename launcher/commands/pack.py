@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,12 +82,18 @@ def _add_imagefolder(sources: Commands) -> None:
         "imagefolder",
         _pack_imagefolder,
         "pack DIR/train/<class>/… and DIR/val/<class>/…, or DIR/<class>/…",
-        _more("imagefolder photographs", "--val-fraction 0.1"),
+        "Splits may also be called training, valid, validation, test or testing. A test folder is\n"
+        f"val where there is no other.\n{_more('imagefolder photographs')}",
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument(
-        "--val-fraction", type=float, help="hold out this share of each class if there is no val"
+        "--val-fraction",
+        type=float,
+        metavar="SHARE",
+        help="hold out this share of each class if there is no val (default: 0.1 if there is no "
+        "test either; 0: none)",
     )
+    _add_leave_out(parser)
     _add_packing_options(parser)
     _add_image_options(parser)
 
@@ -139,6 +145,18 @@ def _add_index(sources: Commands) -> None:
         "--label-from",
         metavar="json:FIELD",
         help="take the label from this field of key.json instead of key.cls",
+    )
+    _add_leave_out(parser)
+
+
+def _add_leave_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--leave-out",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="share of the images that may be left out, for what cannot be read; what is left "
+        "out is named (default: 0.01)",
     )
 
 
@@ -203,7 +221,10 @@ def _pack_imagenet(options: argparse.Namespace) -> int:
 def _pack_imagefolder(options: argparse.Namespace) -> int:
     from data.sources.image_folder import imagefolder
 
-    return _pack(options, lambda: imagefolder(options.folder, options.val_fraction))
+    def source() -> Source:
+        return imagefolder(options.folder, options.val_fraction, leave_out=options.leave_out)
+
+    return _pack(options, source)
 
 
 def _pack_huggingface(options: argparse.Namespace) -> int:
@@ -235,8 +256,9 @@ def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
     encoding = AS_IT_IS
     if "max_side" in options:
         encoding = Encoding(options.max_side, options.quality, options.captions)
+    images = source()
     manifests = pack(
-        source(),
+        images,
         options.out,
         shard_samples=options.shard_samples,
         seed=options.seed,
@@ -247,17 +269,31 @@ def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
         if not (options.out / split / SHEET_NAME).exists():
             draw_contact_sheet(options.out / split, manifest)
     _show({options.out / split: manifest for split, manifest in manifests.items()})
+    _say([*images.notes, *images.left_out])
     return 0
 
 
 def _index(options: argparse.Namespace) -> int:
+    from data.packing.adopt import index_shards
     from data.packing.contact_sheet import draw_contact_sheet
-    from data.shards.adopt import index_shards
+    from data.sources.left_out import Collector
 
-    manifest = index_shards(options.folder, label_from=options.label_from)
+    left_out = Collector()
+    manifest = index_shards(
+        options.folder,
+        label_from=options.label_from,
+        leave_out=options.leave_out,
+        left_out=left_out,
+    )
     draw_contact_sheet(options.folder, manifest)
     _show({options.folder: manifest})
+    _say(left_out.listed())
     return 0
+
+
+def _say(lines: Sequence[object]) -> None:
+    for line in lines:
+        print(f"note: {line}")
 
 
 def _show(packed: dict[Path, Manifest]) -> None:
@@ -272,16 +308,16 @@ def _show(packed: dict[Path, Manifest]) -> None:
     for name in ("split", "samples", "classes", "shards", "MB", "smallest class", "largest class"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for folder, manifest in packed.items():
-        found = summarise(folder, manifest)
+        summary = summarise(folder, manifest)
         table.add_row(
-            found.split,
-            f"{found.samples:,}",
-            f"{found.classes:,}",
-            f"{found.shards:,}",
-            f"{found.bytes / 1e6:,.1f}",
+            summary.split,
+            f"{summary.samples:,}",
+            f"{summary.classes:,}",
+            f"{summary.shards:,}",
+            f"{summary.bytes / 1e6:,.1f}",
             *(
                 f"{count:,} ({name.split(',')[0]})"
-                for name, count in (found.smallest, found.largest)
+                for name, count in (summary.smallest, summary.largest)
             ),
         )
     console = Console(highlight=False, markup=False)

@@ -1,5 +1,7 @@
 """Packed sets shared by the tests of the data room."""
 
+from __future__ import annotations
+
 import io
 import tarfile
 from collections.abc import Callable

@@ -7,6 +7,8 @@ nothing of torch, whose threads do not survive a fork. Leaves FOLDER/killed, wha
 acknowledged from kill to kill, and FOLDER/whole, the same without kills.
 """
 
+from __future__ import annotations
+
 import json
 import multiprocessing
 import os

@@ -28,12 +28,13 @@ def pack(*words: str | Path) -> int:
 
 def test_the_table_and_the_picture(folder: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    options = ("--max-side", "12", "--quality", "80", "--workers", "1")
+    options = ("--max-side", "12", "--quality", "80", "--workers", "1", "--val-fraction", "0")
     assert pack("imagefolder", folder, "--out", out, *options) == 0
     said = capsys.readouterr().out
     rows = [re.findall(r"[\w.]+", line) for line in said.splitlines()]
     assert ["train", "9", "2", "1", "0.0", "3", "dog", "6", "cat"] in rows
     assert str(out / "train/contact_sheet.png") in said
+    assert f"note: no val split: {folder} has no val/; training needs one" in said
     assert load_manifest(out / "train").source["options"] == {"max_side": 12, "quality": 80}
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert pack("imagefolder", folder, "--out", out, *options) == 0
@@ -44,6 +45,7 @@ def test_the_table_and_the_picture(folder: Path, tmp_path: Path, capsys) -> None
 def test_a_resumed_packing_counts_what_was_there_as_done(folder: Path, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     words = ("imagefolder", folder, "--out", out, "--shard-samples", "3", "--workers", "1")
+    words += ("--val-fraction", "0")
     assert pack(*words) == 0
     (out / "train/manifest.json").unlink()
     (out / "train/shard-000001.tar").unlink()
@@ -55,6 +57,15 @@ def test_a_resumed_packing_counts_what_was_there_as_done(folder: Path, tmp_path,
     assert "img/s" in said
 
 
+def test_a_folder_without_val_gets_one_and_says_so(folder: Path, tmp_path: Path, capsys) -> None:
+    (folder / "train" / "cat" / "notes.txt").write_text("no image")
+    assert pack("imagefolder", folder, "--out", tmp_path / "out", "--workers", "1") == 0
+    said = capsys.readouterr().out
+    assert load_manifest(tmp_path / "out" / "val").samples == 2
+    assert "note: val is 0.222 of each class, held out of" in said
+    assert "note: left out 1 that are no images by their names: cat/notes.txt" in said
+
+
 def test_usage_errors_leave_nothing_behind(folder: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     tars = write_imagenet(tmp_path / "tars", per_class=1, val=6).folder
@@ -64,6 +75,7 @@ def test_usage_errors_leave_nothing_behind(folder: Path, tmp_path: Path, capsys)
         (("imagenet", tars, "--max-side", "0"), "max_side is 0"),
         (("imagenet",), "where is ILSVRC2012_img_train.tar?"),
         (("huggingface", folder), "holds no training split"),
+        (("imagefolder", folder, "--leave-out", "2"), "--leave-out is 2; it must lie between"),
     ):
         assert pack(*words, "--out", out) == 2
         assert sentence in capsys.readouterr().err

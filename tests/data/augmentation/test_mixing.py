@@ -1,5 +1,7 @@
 """Mixup and CutMix: exact for any number of ranks and accumulation, and what timm computes."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

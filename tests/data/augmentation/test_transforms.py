@@ -1,5 +1,7 @@
 """From bytes to pixels: evaluation, the small sets' crop, and ImageNet's augmentation."""
 
+from __future__ import annotations
+
 import io
 import random
 from pathlib import Path
@@ -15,6 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 from benchmarks.photographs import photograph
 from data.augmentation.imagenet import ImagenetAugmentation, random_crop_box, random_erasing_box
 from data.augmentation.randaugment import rand_augment
+from data.augmentation.steps import Centre, RandomCrop, maybe_mirrored
 from data.augmentation.transforms import eval_transform, train_transform
 from data.config import DataConfig
 from data.images.decode import CorruptImage, encode_png
@@ -185,6 +188,30 @@ def test_evaluation_is_torchvisions(interpolation: Any) -> None:
     expected = np.asarray(steps(Image.open(io.BytesIO(content))))
     cfg = config(image_size=224, interpolation=interpolation)
     assert np.array_equal(evaluate(cfg, content), expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("height", "width"), [(67, 101), (131, 40), (32, 33), (29, 29), (36, 36)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_steps_are_torchvisions_pixel_for_pixel_and_draw_for_draw(
+    height: int, width: int, mode: str, interpolation: Any
+) -> None:
+    image: Any = Image.fromarray(PHOTOGRAPH[:height, :width]).convert(mode)
+    how = InterpolationMode(interpolation)
+    for ratio in (1.0, 0.875, 0.9):
+        shorter = round(32 / ratio)
+        theirs = v2.Compose([v2.Resize([shorter], interpolation=how), v2.CenterCrop(32)])(image)
+        ours: Any = Centre(32, ratio, interpolation)(image)
+        assert np.array_equal(theirs, ours)
+    square: Any = Centre(32, 1.0, interpolation)(image)
+    for seed, padding in enumerate((0, 1, 4, 4, 4, 4, 40)):
+        torch.manual_seed(seed)
+        theirs = v2.Compose([v2.RandomCrop(32, padding=padding), v2.RandomHorizontalFlip()])(square)
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        ours: Any = maybe_mirrored(RandomCrop(32, padding)(square))
+        assert np.array_equal(theirs, ours)
+        assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(

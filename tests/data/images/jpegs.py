@@ -1,5 +1,7 @@
 """JPEGs of every kind for the tests of decoding, and the pixels that Pillow gives for them."""
 
+from __future__ import annotations
+
 import io
 from typing import Any
 

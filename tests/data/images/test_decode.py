@@ -1,5 +1,7 @@
 """Decoding whole images: the pixels that Pillow gives, whatever the file."""
 
+from __future__ import annotations
+
 import io
 
 import numpy as np

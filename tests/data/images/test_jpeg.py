@@ -1,5 +1,7 @@
 """Crops of JPEGs: the pixels of the whole image, by either decoder."""
 
+from __future__ import annotations
+
 import pickle
 import shutil
 import subprocess

@@ -1,5 +1,7 @@
 """The picture of a packing, looked at pixel by pixel, and the counts beside it."""
 
+from __future__ import annotations
+
 import io
 import json
 import shutil

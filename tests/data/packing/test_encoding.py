@@ -1,5 +1,7 @@
 """What packing does to images: nothing, unless they are too large."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Our shards in webdataset, timm and open_clip; theirs here."""
 
+from __future__ import annotations
+
 import importlib
 import inspect
 import io
@@ -20,8 +22,9 @@ from webdataset.compat import WebDataset
 from webdataset.writer import ShardWriter
 
 from data.errors import DataError
+from data.packing.adopt import index_shards
 from data.packing.encoding import Encoding
-from data.packing.pack import index_shards, pack
+from data.packing.pack import pack
 from data.shards.index import SampleIndex
 from data.shards.manifest import load_manifest
 from data.sources.ilsvrc import find_files, imagenet

@@ -1,5 +1,7 @@
 """The index: what a scan finds in tars, good and bad."""
 
+from __future__ import annotations
+
 import tarfile
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 
 from data.errors import DataError
-from data.shards.index import SampleIndex, key_at, scan_shard
+from data.shards.index import SampleIndex, key_at
+from data.shards.scan import scan_shard
 
 IMG = b"not decoded here"
 

@@ -1,5 +1,7 @@
 """Manifests: reading, refusing, and the checks against the files."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import shutil

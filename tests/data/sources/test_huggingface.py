@@ -1,5 +1,7 @@
 """Parquet files as the Hugging Face hub has them."""
 
+from __future__ import annotations
+
 import json
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """ImageNet from its tars, in miniature: the same labels as torchvision's, the same bytes always."""
 
+from __future__ import annotations
+
 import hashlib
 import logging
 import os

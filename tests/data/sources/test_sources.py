@@ -1,5 +1,7 @@
 """What can be packed, and what is refused with which sentence."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,9 +74,9 @@ def test_fingerprint_sees_another_file_list(make_folder) -> None:
         ({"train/a": 1, "train/b": 0}, None, r"class folder .*b holds no images"),
         ({"train/a": 1, "val/z": 1}, None, r"val has classes that .*train has not \(z\)"),
         ({"train/a": 1, "val/a": 0}, None, r"val holds no images"),
-        ({"train/a": 4, "val/a": 1}, 0.5, r"has a val folder already; leave out val_fraction"),
-        ({"a": 4}, 1.5, r"val_fraction is 1.5; it must lie between 0 and 1"),
-        ({"a": 4, "b": 1}, 0.5, r"val_fraction 0.5 cannot be held out"),
+        ({"train/a": 4, "val/a": 1}, 0.5, r"has a val folder already \(val/\); leave out --val"),
+        ({"a": 4}, 1.5, r"--val-fraction is 1.5; it must lie between 0 and 1"),
+        ({"a": 4, "b": 1}, 0.5, r"--val-fraction 0.5 cannot be held out .*: b has one image only"),
     ],
 )
 def test_bad_folders_are_refused(

@@ -1,5 +1,7 @@
 """Reading at offsets: a bounded number of open files, none of them of a removed shard."""
 
+from __future__ import annotations
+
 import contextlib
 import pickle
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Shards that are elsewhere: the same batches, through a network that fails in every way."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re
@@ -19,7 +21,7 @@ import torch
 
 from data.config import DataConfig
 from data.errors import DataError
-from data.shards.adopt import index_shards
+from data.packing.adopt import index_shards
 from data.shards.manifest import ShardInfo, load_manifest
 from data.storage.cache import ShardCache
 from data.storage.remote import open_source, without_secrets

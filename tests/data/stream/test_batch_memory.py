@@ -1,5 +1,7 @@
 """The memory that workers and the main process share for batches."""
 
+from __future__ import annotations
+
 import gc
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """A reader killed at random positions: started again, it goes on with the same samples."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

@@ -1,5 +1,7 @@
 """Streams of batches: exact, repeatable, and honest about what is corrupt."""
 
+from __future__ import annotations
+
 import importlib
 import io
 import logging

@@ -1,5 +1,7 @@
 """The order of samples: its invariants, checked on many sets, worlds and positions."""
 
+from __future__ import annotations
+
 import time
 import tracemalloc
 

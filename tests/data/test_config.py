@@ -1,5 +1,7 @@
 """Progressive resizing: the size as a function of the epoch, and batches that follow it."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
