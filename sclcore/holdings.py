@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from sclcore.exchange import Exchange
 from sclcore.geometry import Geometry, geometry_of
-from sclcore.kernels import is_plain
+from sclcore.kernels.kernel import is_plain
 from sclcore.pieces import Group, Source, State, find_pieces, gradient_of, memory_of
 from sclcore.shards import Piece, flat
 from sclcore.update import FLIPS, LIVE, SAFE, live

@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 from sclcore import update
 from sclcore.guard import Bound, farthest
 from sclcore.holdings import Holdings
-from sclcore.kernels import Kernel, find_kernel
+from sclcore.kernels.find import find_kernel
+from sclcore.kernels.kernel import Kernel
 from sclcore.options import Options, adamw_of
 from sclcore.shards import Piece
 from sclcore.update import Cuts

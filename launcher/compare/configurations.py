@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launcher.compare.entries import Entry, read_entries
+from launcher.compare.entries import read_entries
+from launcher.compare.entry import Entry
 from launcher.compare.pareto import pareto_front
 from launcher.folder.results import ReportError
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from pydantic import ValidationError
 
-from launcher.compare.entries import Entry
+from launcher.compare.entry import Entry
 
 # Here and not where it is used: importing it brings PyTorch, a few seconds.
 from launcher.recipe.recipe import Recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.compare.entries import Entry
+from launcher.compare.entry import Entry
 from launcher.folder.results import ReportError, Run
 from launcher.tracking.mode import resolve_mode
 

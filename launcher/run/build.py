@@ -24,7 +24,7 @@ from launcher.run.learner import Learner
 from launcher.run.optimizer import build_optimizer
 from launcher.run.optimizer_state import OptimizerState, parameter_names
 from launcher.run.target import controller_of
-from sclcore.kernels import find_kernel
+from sclcore.kernels.find import find_kernel
 
 
 def build(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
-from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
@@ -41,28 +38,3 @@ def test_a_schedule_is_imported_without_torch_and_every_name_is_there() -> None:
 def test_an_unknown_name_is_refused_as_by_any_module() -> None:
     with pytest.raises(AttributeError, match="module 'sclcore' has no attribute 'Slc'"):
         sclcore.Slc  # type: ignore[attr-defined]  # noqa: B018
-
-
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    """Those that only a checker of types sees count as well: a reader follows them all the same."""
-    root = Path(sclcore.__file__).parents[1]
-    files = {
-        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in (root / "sclcore").rglob("*.py")
-    }
-    edges = {name: imported(path, {*files}) - {name} for name, path in files.items()}
-    assert {"sclcore.exchange", "sclcore.kernels"} <= edges["sclcore.holdings"]
-    assert len([*TopologicalSorter(edges).static_order()]) == len(files)
-
-
-def imported(path: Path, known: set[str]) -> set[str]:
-    """Every module of `known` that `path` imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                names.add(submodule if submodule in known else node.module)
-    return names & known

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sclcore import update as reference
 from sclcore.geometry import Geometry
-from sclcore.kernels import Kernel
+from sclcore.kernels.kernel import Kernel
 from sclcore.options import Options
 from sclcore.shards import Piece
 from sclcore.step import PROXIES

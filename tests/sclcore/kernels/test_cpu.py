@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from sclcore import SCL, connection_groups, kernels
+from sclcore import SCL, connection_groups
 from sclcore.geometry import Geometry
-from sclcore.kernels import compiler, cpu
+from sclcore.kernels import compiler, cpu, find
 from sclcore.options import Options
 from sclcore.step import PROXIES
 from tests.sclcore.kernels.steps import ALL_OPTIONS, CUT, WHOLE, check_steps, label, make_pieces
@@ -147,14 +147,14 @@ def test_without_a_compiler_the_reference_is_used(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("SCL_FUSED", raising=False)
     prepare(monkeypatch)
-    kernels._kernel.cache_clear()
+    find._kernel.cache_clear()
     with caplog.at_level(logging.INFO):
-        assert kernels.find_kernel(torch.device("cpu")) is None
-        assert kernels.find_kernel(torch.device("cpu")) is None
-    kernels._kernel.cache_clear()
+        assert find.find_kernel(torch.device("cpu")) is None
+        assert find.find_kernel(torch.device("cpu")) is None
+    find._kernel.cache_clear()
     assert len(caplog.records) == 1
 
 
 def test_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCL_FUSED", "0")
-    assert kernels.find_kernel(torch.device("cpu")) is None
+    assert find.find_kernel(torch.device("cpu")) is None
