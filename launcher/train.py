@@ -55,6 +55,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    from launcher.run.rank import end_process
+    from launcher.cluster.process import end_process
 
     end_process(code)

@@ -33,20 +33,10 @@ def add(commands: Commands) -> None:
 
 
 def _retrain(options: argparse.Namespace) -> int:
-    import yaml
-
-    from data.files import atomic_write
-    from launcher.run.inputs import open_inputs
     from launcher.start.retrain import retrain_recipe
-    from launcher.start.train import start_run
+    from launcher.start.train import train
 
     overrides = list(options.overrides)
     if options.ranks is not None:
         overrides.append(f"engine.ranks={options.ranks}")
-    recipe = retrain_recipe(options.run, options.weights, options.seed, overrides)
-    open_inputs(recipe, recipe.engine.ranks)
-    path = recipe.folder / "recipe.yaml"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
-    return start_run(path, overrides, None)
+    return train(retrain_recipe(options.run, options.weights, options.seed, overrides))

@@ -7,6 +7,7 @@ and no check is made twice. On GPUs too: nothing here touches CUDA before the fo
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import signal
@@ -20,14 +21,13 @@ import torch
 
 from launcher.cluster import rendezvous
 from launcher.cluster.accelerator import accelerator
-from launcher.cluster.process import end_with_parent, name_rank
+from launcher.cluster.process import SIGNALS, end_with_parent, fork, name_rank
 from launcher.cluster.world import World
 from launcher.errors import UsageError
 from launcher.run.prepare import Prepared
-from launcher.run.rank import end_process, run_rank
+from launcher.run.rank import run_rank
 from launcher.terminal import say
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # For saving, for the tracker's last lines, and for what a rank says that others ended because of.
 _OTHERS_END_WITHIN_S = 30.0
 _POLL_S = 0.02
@@ -86,23 +86,18 @@ class Ranks:
         self._passed_on = 0
         self._running: set[int] = set()
         # Pending until all are there: a signal must reach every rank or none.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        self._former = {number: signal.signal(number, self._pass_on) for number in _SIGNALS}
-        sys.stdout.flush()
-        sys.stderr.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._former = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
         # What exists by now is never freed, so that the collector does not copy its pages.
         gc.freeze()
         parent = os.getpid()
         for rank in range(size):
-            pid = os.fork()
-            if pid == 0:
-                _become(rank, parent, self._group)
-                end_process(body(rank))
+            pid = fork(functools.partial(_as_rank, rank, body, parent, self._group))
             self._group = self._group or pid
             os.setpgid(pid, self._group)
             self._running.add(pid)
         gc.unfreeze()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def wait(self) -> int:
         """Until all have ended. Returns the code of the first that failed, or else 0."""
@@ -168,13 +163,12 @@ class Ranks:
             os.killpg(self._group, signal.SIGKILL)
 
 
-def _become(rank: int, parent: int, group: int) -> None:
-    """Make this fork a rank: what it has from its parent but must not have is undone."""
+def _as_rank(rank: int, body: Callable[[int], int], parent: int, group: int) -> int:
+    """`body` in a fork; what that has from its parent but must not have is undone first."""
     os.setpgid(0, group)
     name_rank(rank)
     end_with_parent(parent)
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     # Data workers import their parent's main module; here that is a command line they never use.
     sys.modules["__main__"] = types.ModuleType("__main__")
+    return body(rank)

@@ -60,11 +60,9 @@ class Sweep(BaseModel):
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: the arguments of a `scl train`."""
+    """One run of a sweep."""
 
     name: str
-    recipe_file: Path
-    overrides: list[str]
     recipe: Recipe
 
 
@@ -115,8 +113,7 @@ def _plan_run(
         f"{key}={json.dumps(value, ensure_ascii=False)}"
         for key, value in (sweep.set | settings | own).items()
     ]
-    recipe_file = path.parent / runs.recipe
-    return SweepRun(name, recipe_file, overrides, load_recipe(recipe_file, overrides))
+    return SweepRun(name, load_recipe(path.parent / runs.recipe, overrides))
 
 
 def _combinations(runs: SweepRuns) -> list[tuple[dict[str, Any], str]]:

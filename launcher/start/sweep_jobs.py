@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,18 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
 
 import psutil
 import torch
 from tqdm import tqdm
 
 from launcher.cluster.accelerator import accelerator
+from launcher.cluster.process import end_with_parent, fork
 from launcher.cluster.world import find_world
 from launcher.errors import UsageError
 from launcher.folder.results import latest, read_run, rows_of
 from launcher.run.prepare import prepare
 from launcher.start.sweep import SweepRun
+from launcher.start.train import train
 from launcher.terminal import say
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -74,14 +74,6 @@ def default_jobs(runs: list[SweepRun]) -> int:
     return max(1, cores // max(r.recipe.engine.ranks * r.recipe.engine.threads for r in runs))
 
 
-def command_of(run: SweepRun) -> list[str]:
-    """The words after `scl`."""
-    words = ["train", "--recipe", str(run.recipe_file)]
-    for override in run.overrides:
-        words += ["--set", override]
-    return words
-
-
 def run_all(standings: list[Standing], jobs: int) -> int:
     """Train what is not finished, `jobs` at a time. Exit codes: 0, 1 some failed, 128 + signal."""
     jobs_now = _Jobs([s.run for s in standings if not s.finished], jobs)
@@ -116,10 +108,17 @@ def run_all(standings: list[Standing], jobs: int) -> int:
 @dataclass
 class _Job:
     run: SweepRun
-    process: subprocess.Popen[bytes]
-    log: BinaryIO
+    pid: int
     slot: int
     told: bool = False
+    code: int | None = None
+
+    def has_ended(self) -> bool:
+        """Whether it has, and then `code` says how: negative if a signal did it."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code is not None
 
 
 @dataclass
@@ -139,11 +138,10 @@ class _Jobs:
 
     def advance(self) -> bool:
         """Take in what ended and start what there is room for; whether anything is left to do."""
-        for job in [job for job in self.running if job.process.poll() is not None]:
+        for job in [job for job in self.running if job.has_ended()]:
             self.running.remove(job)
-            job.log.close()
-            self.ended.append((job.run, job.process.returncode))
-            if job.process.returncode and not self.signal:
+            self.ended.append((job.run, job.code or 0))
+            if job.code and not self.signal:
                 self.failed.append(job.run.name)
         if self.signal:
             self.waiting.clear()
@@ -166,32 +164,36 @@ class _Jobs:
         """Once to each run; a second Ctrl-C kills them."""
         for job in self.running:
             if self._interrupts > 1:
-                _kill(job.process.pid)
+                _kill(job.pid)
             elif not job.told:
-                job.process.send_signal(self.signal)
+                os.kill(job.pid, self.signal)
                 job.told = True
 
 
 def _start(run: SweepRun, slot: int, ranks: int) -> _Job:
+    """Fork a process that trains `run` as `scl train` does, with its output in a file."""
+    gpus = _gpus_of(slot, ranks) if accelerator() == "cuda" else None
+    sweep = os.getpid()
+
+    def body() -> int:
+        # Ctrl-C reaches the runs through the sweep alone, and once.
+        os.setsid()
+        end_with_parent(sweep)
+        _write_to(run.recipe.folder / "train.log")
+        if gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        return train(run.recipe)
+
     run.recipe.folder.mkdir(parents=True, exist_ok=True)
-    log = (run.recipe.folder / "train.log").open("ab")
-    environment = os.environ | {
-        # Should this process be killed, a run of one rank saves and stops.
-        "SCL_PARENT_PID": str(os.getpid()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-    }
-    if accelerator() == "cuda":
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_gpus_of(slot, ranks))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "launcher.cli", *command_of(run)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        # Ctrl-C reaches the runs through us alone, and once.
-        start_new_session=True,
-    )
-    return _Job(run, process, log, slot)
+    return _Job(run, fork(body), slot)
+
+
+def _write_to(path: Path) -> None:
+    """Let this process, and what it starts, write to the end of `path`, and read nothing."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for number, target in enumerate((nothing, log, log)):
+        os.dup2(target, number)
 
 
 def _gpus_of(slot: int, ranks: int) -> list[str]:
