@@ -20,6 +20,7 @@ test: .venv/.installed-dev
 figures: .venv/.installed
 	$(BIN)/python docs/figures/proxies.py --out docs/figures/proxies.png
 	$(BIN)/python docs/figures/augmentation.py --out docs/figures/augmentation.png
+	$(BIN)/python -m docs.figures.house --out docs/figures/house.png
 
 # Removes the demo's run, so that the next `make demo` trains again.
 clean-demo:

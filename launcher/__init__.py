@@ -1,0 +1,1 @@
+"""Puts the method and the data together: recipes, ranks, DeepSpeed, checkpoints, `scl`."""

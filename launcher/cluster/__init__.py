@@ -1,1 +1,1 @@
-"""Ranks: where they are, how they start, meet, agree and end; what nodes are like."""
+"""Ranks among each other: where they are, how they meet, agree and end. Knows no recipe."""

@@ -1,0 +1,1 @@
+"""Recipes: one YAML file says everything of a run; read, validated, described; nothing heavy."""

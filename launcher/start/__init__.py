@@ -1,0 +1,1 @@
+"""What starts runs: train, sweep, retrain, and the forecast of one."""
