@@ -42,8 +42,7 @@ class _Baseline(BaseModel):
         try:
             return kind(
                 connection_groups(model, exclude=self.exclude),
-                **optim.weights(),
-                **options,
+                **{**optim.weights(), **options},
             )
         except ValueError as error:
             raise UsageError(f"method: {error}") from error
@@ -113,7 +112,7 @@ class STRMethod(_Baseline):
 
     def optimizer(self, model: nn.Module, optim: OptimConfig, example: Tensor) -> SparseOptimizer:
         rule = self.model_dump(include={"s_init", "s_weight_decay"})
-        return self._build(SoftThreshold, model, optim, **rule)
+        return self._build(SoftThreshold, model, optim, **optim.momenta(), **rule)
 
     def masks_are_final(self, schedule: Schedule, step: int, total_steps: int) -> bool:
         """Thresholds and weights move, and masks with them, until the last update."""
