@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sclcore.guard import keep_layers_alive, may_die
 from sclcore.holdings import Holdings
@@ -25,7 +26,7 @@ from sclcore.observe import observe
 from sclcore.passes import bounds_of, first_pass, normalisers, options_of, second_pass, total_norm
 from sclcore.settings import check_group
 from sclcore.update import FLIPS, NO_CUTS, SAFE
-from sclcore.weights import step_dense
+from sclcore.weights import settings_of, step_dense
 
 
 class SCL(LatentState):
@@ -44,7 +45,7 @@ class SCL(LatentState):
             over a feature is 1).
         mask_lr: learning rate of the mask variables; 0 freezes them. The step that a steady
             gradient of 1 causes is `mask_lr / (1 - mask_momentum)`.
-        momentum, mask_momentum: classical momentum, without dampening.
+        momentum, mask_momentum: classical momentum, without dampening; 0.9 each.
         nesterov: Nesterov's form for the weights.
         weight_decay: L2 decay of the latent weights w and of dense parameters; decoupled under
             AdamW.
@@ -55,8 +56,9 @@ class SCL(LatentState):
         min_connections: each layer keeps at least that many; the best-scored ones stay.
         mask_dtype: precision of m and its momentum; `bfloat16` saves 4 bytes per weight and rounds
             at random, so that small steps count on average.
-        weight_rule: `sgd`, or `adamw` for the weights, with `betas` and `eps` and neither
-            `momentum` nor `nesterov`. The mask variables have their own momentum all the same.
+        weight_rule: `sgd`, or `adamw` for the weights, with `betas` (0.9 and 0.999) and `eps`
+            (1e-8) and neither `momentum` nor `nesterov`; what a rule has no use for is refused. The
+            mask variables have their own momentum all the same.
 
     State per connection tensor, all of the tensor's shape: `weight` (w), `mask` (m),
     `momentum_buffer` (AdamW: `exp_avg`, `exp_avg_sq`; each group counts its `updates`),
@@ -83,9 +85,9 @@ class SCL(LatentState):
         lam: float,
         *,
         mask_lr: float = 1e-3,
-        momentum: float = 0.9,
+        momentum: float | None = None,
         mask_momentum: float = 0.9,
-        nesterov: bool = False,
+        nesterov: bool | None = None,
         weight_decay: float = 0.0,
         proxy: str = "identity",
         normalize: str = "feature",
@@ -93,16 +95,17 @@ class SCL(LatentState):
         min_connections: int = 1,
         mask_dtype: str = "float32",
         weight_rule: str = "sgd",
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
     ) -> None:
+        params = params if isinstance(params, Tensor) else [*params]
+        given = {"momentum": momentum, "nesterov": nesterov, "betas": betas, "eps": eps}
         defaults = {
+            **settings_of(given, params, weight_rule, self._idle),
             "lr": lr,
             "lam": lam,
             "mask_lr": mask_lr,
-            "momentum": momentum,
             "mask_momentum": mask_momentum,
-            "nesterov": nesterov,
             "weight_decay": weight_decay,
             "proxy": proxy,
             "normalize": normalize,
@@ -110,8 +113,6 @@ class SCL(LatentState):
             "min_connections": min_connections,
             "mask_dtype": mask_dtype,
             "weight_rule": weight_rule,
-            "betas": betas,
-            "eps": eps,
             "connections": False,
             "updates": 0,
         }

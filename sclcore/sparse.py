@@ -12,12 +12,14 @@ import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+
+from sclcore.weights import IDLE, clear_idle
 
 # The names under which DDP and AveragedModel, torch.compile and FSDP hold the model they wrap.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
@@ -36,6 +38,9 @@ class SparseOptimizer(Optimizer):
     skipped_steps: int
     grad_norm: float
     held_layers: list[str]
+
+    _idle: ClassVar[Mapping[str, tuple[str, ...]]] = IDLE
+    """By rule of the weights, the settings that it has no use for."""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._reset()
@@ -60,10 +65,12 @@ class SparseOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; with `connections: True` its tensors get masks, or it is not added."""
+        given = set(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             self._validate(group)
+            clear_idle(group, given, self._idle)
             if group["connections"]:
                 self._complete(group)
         except ValueError:

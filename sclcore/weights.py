@@ -7,7 +7,7 @@ arXiv 1711.05101), so that a network without masks is trained bit for bit as tor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Container, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -19,6 +19,14 @@ from sclcore.options import AdamW, Options, adamw_of
 from sclcore.shards import Piece
 
 WEIGHT_RULES = ("sgd", "adamw")
+DEFAULTS: dict[str, Any] = {
+    "momentum": 0.9,
+    "nesterov": False,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+}
+IDLE = {"sgd": ("betas", "eps"), "adamw": ("momentum", "nesterov")}
+"""What each rule has no use for."""
 BUFFERS = {"momentum": "momentum_buffer", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 """Field of `Piece` → key in the state, of the tensor's shape. A group counts its updates."""
 
@@ -38,6 +46,43 @@ def buffers_of(group: Mapping[str, Any]) -> tuple[str, ...]:
     if group["weight_rule"] == "adamw":
         return ("exp_avg", "exp_avg_sq")
     return ("momentum_buffer",) if group["momentum"] else ()
+
+
+def settings_of(
+    given: Mapping[str, Any],
+    params: Iterable[Any],
+    weight_rule: str,
+    idle: Mapping[str, tuple[str, ...]] = IDLE,
+) -> dict[str, Any]:
+    """The settings of the rules that move `params`: those `given`, the defaults for None.
+
+    Raises ValueError where one is given that none of the rules has a use for; no momentum, which is
+    0 or false, may be asked of any.
+    """
+    groups = [each for each in params if isinstance(each, Mapping)]
+    rules = {weight_rule, *(group["weight_rule"] for group in groups if "weight_rule" in group)}
+    idle_everywhere = set.intersection(*(set(idle.get(rule, ())) for rule in rules))
+    for name, value in given.items():
+        if name in idle_everywhere and value:
+            raise ValueError(_idle_sentence(name, weight_rule))
+    return {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
+
+
+def clear_idle(group: dict[str, Any], given: Container[str], idle: Mapping[str, Any]) -> None:
+    """Set what a group's rule has no use for to what does nothing.
+
+    Raises ValueError where it was `given` for this group; what another optimizer's groups hold is
+    taken as it is.
+    """
+    for name in idle.get(group["weight_rule"], ()):
+        nothing = type(DEFAULTS[name])() if name in IDLE["adamw"] else DEFAULTS[name]
+        if name in given and group[name] != nothing:
+            raise ValueError(_idle_sentence(name, group["weight_rule"]))
+        group[name] = nothing
+
+
+def _idle_sentence(name: str, rule: str) -> str:
+    return f"{name} would do nothing with weight_rule {rule!r}: leave it out"
 
 
 def check_rule(group: Mapping[str, Any]) -> None:

@@ -32,9 +32,7 @@ model = GPT2LMHeadModel(
         eos_token_id=None,
     )
 )
-optimizer = SCL(
-    connection_groups(model), lr=5e-3, lam=0.15, mask_lr=1e-2, weight_rule="adamw", momentum=0.0
-)
+optimizer = SCL(connection_groups(model), lr=5e-3, lam=0.15, mask_lr=1e-2, weight_rule="adamw")
 schedule = Schedule(freeze_masks_at=0.6)
 
 

@@ -61,15 +61,14 @@ class OptimConfig(BaseModel):
 
     def weights(self) -> dict[str, Any]:
         """How weights move, as the optimizers with masks take it."""
-        return {
-            "lr": self.lr,
-            "momentum": self.momentum,
-            "nesterov": self.nesterov and self.momentum > 0,
-            "weight_rule": self.name,
-            "betas": self.betas,
-            "eps": self.eps,
-            "weight_decay": self.weight_decay,
-        }
+        common = {"lr": self.lr, "weight_rule": self.name, "weight_decay": self.weight_decay}
+        if self.name == "adamw":
+            return {**common, "betas": self.betas, "eps": self.eps}
+        return {**common, **self.momenta()}
+
+    def momenta(self) -> dict[str, Any]:
+        """The momentum of SGD, which STR's thresholds have under AdamW as well."""
+        return {"momentum": self.momentum, "nesterov": self.nesterov and self.momentum > 0}
 
 
 class SCLMethod(BaseModel):

@@ -104,7 +104,7 @@ def _str(
 ) -> SparseOptimizer:
     rule = method.model_dump(include={"s_init", "s_weight_decay"})
     groups = connection_groups(model, exclude=method.exclude)
-    return SoftThreshold(groups, **optim.weights(), **rule)
+    return SoftThreshold(groups, **{**optim.weights(), **optim.momenta()}, **rule)
 
 
 _BUILDERS: dict[type, Callable[[Any, OptimConfig, nn.Module, Tensor], Optimizer]] = {

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from sclcore.outside import LastWritten, say_lost
 from sclcore.passes import total_norm
 from sclcore.sparse import SparseOptimizer
-from sclcore.weights import check_rule, step_dense
+from sclcore.weights import check_rule, settings_of, step_dense
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,20 @@ class Baseline(SparseOptimizer):
         lr: float,
         rule: dict[str, Any],
         *,
-        momentum: float = 0.9,
-        nesterov: bool = False,
+        momentum: float | None = None,
+        nesterov: bool | None = None,
         weight_decay: float = 0.0,
         weight_rule: str = "sgd",
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
     ) -> None:
+        params = params if isinstance(params, Tensor) else [*params]
+        given = {"momentum": momentum, "nesterov": nesterov, "betas": betas, "eps": eps}
         defaults = {
+            **settings_of(given, params, weight_rule, self._idle),
             "lr": lr,
-            "momentum": momentum,
-            "nesterov": nesterov,
             "weight_decay": weight_decay,
             "weight_rule": weight_rule,
-            "betas": betas,
-            "eps": eps,
             "progress": 0.0,
             "updates": 0,
             "connections": False,

@@ -13,13 +13,14 @@ the start are what sparsity is chosen by.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sclcore.baselines.base import Baseline, Connected
+from sclcore.weights import IDLE
 
 
 class SoftThreshold(Baseline):
@@ -38,6 +39,9 @@ class SoftThreshold(Baseline):
     State per tensor of connections: `weight` (w) and the buffers of its rule, of the tensor's
     shape; `threshold` (s) and `threshold_momentum`, one number each.
     """
+
+    # The thresholds have momentum whatever moves the weights.
+    _idle: ClassVar[Mapping[str, tuple[str, ...]]] = {"sgd": IDLE["sgd"]}
 
     def __init__(
         self,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import timm
 import torch
+from pydantic import TypeAdapter
+from torch import nn
 from torch.optim import Optimizer
 
-from launcher.recipe.method import DenseMethod, OptimConfig, SCLMethod
+from launcher.recipe.method import DenseMethod, MethodConfig, OptimConfig, SCLMethod
 from launcher.run.optimizer import build_optimizer
 
 OPTIM = OptimConfig(global_batch_size=8, epochs=1, lr=0.1, name="adamw", weight_decay=0.05)
@@ -26,3 +31,32 @@ def test_the_same_parameters_are_decayed_with_masks_and_without() -> None:
     names = {n for n, p in model.named_parameters() if id(p) in without_decay(dense)}
     assert {"pos_embed", "cls_token", "norm.weight", "head.bias"} <= names
     assert not {"patch_embed.proj.weight", "head.weight"} & names
+
+
+METHODS: list[dict[str, Any]] = [
+    {"name": "dense"},
+    {"name": "scl", "lam": 0.1},
+    {"name": "magnitude", "density": 0.5},
+    {"name": "rigl", "density": 0.5},
+    {"name": "str", "s_init": -3.0, "s_weight_decay": 0.0},
+]
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=[m["name"] for m in METHODS])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_each_method_takes_what_its_rule_of_the_weights_uses(
+    settings: dict[str, Any], rule: str
+) -> None:
+    """And nothing else, which optimizers refuse; STR's thresholds have momentum all the same."""
+    optim = OptimConfig.model_validate(
+        {"name": rule, "global_batch_size": 8, "epochs": 1, "lr": 0.1}
+        | ({"betas": (0.8, 0.9), "eps": 1e-6} if rule == "adamw" else {"momentum": 0.7})
+    )
+    method = TypeAdapter(MethodConfig).validate_python(settings)
+    group = build_optimizer(method, optim, nn.Linear(4, 4), torch.zeros(1, 4)).param_groups[0]
+    if rule == "adamw":
+        assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)
+    else:
+        assert (group["momentum"], group["nesterov"]) == (0.7, True)
+    if settings["name"] == "str" and rule == "adamw":
+        assert (group["momentum"], group["nesterov"]) == (0.9, True), "SGD's defaults"

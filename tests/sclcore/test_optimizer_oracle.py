@@ -30,6 +30,7 @@ _SCALE: dict[str, dict[str, float]] = {
 # square, only eps keeps it that small.
 ADAMW: dict[str, Any] = {
     "weight_rule": "adamw",
+    "momentum": 0.0,
     "betas": (0.9, 0.95),
     "eps": 1e-6,
     "lr": 0.01,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sclcore import SCL, connection_groups
+from sclcore.baselines import Magnitude, SoftThreshold
 from tests.sclcore.nets import Mixed, mixed_batches
 
 ADAMW: dict[str, Any] = {
@@ -156,3 +157,62 @@ def test_a_copy_of_the_state_without_the_count_would_be_seen() -> None:
 def test_options_out_of_range(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         SCL(connection_groups(nn.Linear(2, 2)), **{**MOVING, **options})
+
+
+IDLE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("adamw", {"momentum": 0.9}),
+    ("adamw", {"nesterov": True}),
+    ("sgd", {"betas": (0.9, 0.999)}),
+    ("sgd", {"eps": 1e-8}),
+]
+
+
+@pytest.mark.parametrize(("rule", "options"), IDLE_OPTIONS)
+@pytest.mark.parametrize("make", [SCL, Magnitude], ids=["scl", "magnitude"])
+def test_options_that_would_do_nothing_are_refused(
+    make: Any, rule: str, options: dict[str, Any]
+) -> None:
+    settings = {"lr": 0.1, "lam": 0.1} if make is SCL else {"lr": 0.1, "density": 0.5}
+    groups = connection_groups(nn.Linear(2, 2))
+    [name] = options
+    sentence = f"{name} would do nothing with weight_rule '{rule}': leave it out"
+    with pytest.raises(ValueError, match=sentence):
+        make(groups, **settings, **options, weight_rule=rule)
+
+
+@pytest.mark.parametrize(("rule", "options"), IDLE_OPTIONS)
+def test_a_group_is_refused_what_would_do_nothing_for_it(
+    rule: str, options: dict[str, Any]
+) -> None:
+    options = {**options, **({"betas": (0.8, 0.9)} if "betas" in options else {})}
+    options = {**options, **({"eps": 1e-3} if "eps" in options else {})}
+    groups = connection_groups(nn.Linear(2, 2), weight_rule=rule, **options)
+    with pytest.raises(ValueError, match="would do nothing with weight_rule"):
+        SCL(groups, lr=0.1, lam=0.1)
+
+
+def test_each_group_has_the_settings_of_its_own_rule() -> None:
+    """AdamW for the connections, SGD for the rest: both kinds of setting have a use."""
+    layer = nn.Linear(2, 2)
+    groups = connection_groups(layer, weight_rule="adamw")
+    optimizer = SCL(groups, lr=0.1, lam=0.1, momentum=0.8, betas=(0.8, 0.9))
+    connections, biases = optimizer.param_groups
+    assert (connections["momentum"], connections["betas"]) == (0.0, (0.8, 0.9))
+    assert (biases["momentum"], biases["betas"]) == (0.8, (0.9, 0.999))
+    # As an engine may make one optimizer from another's groups.
+    again = SCL(copy.deepcopy(optimizer.param_groups), lr=0.1, lam=0.1)
+    assert [group["momentum"] for group in again.param_groups] == [0.0, 0.8]
+
+
+def test_no_momentum_may_be_asked_of_adamw() -> None:
+    SCL(connection_groups(nn.Linear(2, 2)), **MOVING, momentum=0.0, nesterov=False)
+
+
+def test_soft_thresholds_have_momentum_whatever_moves_the_weights() -> None:
+    settings = {"lr": 0.1, "s_init": -3.0, "s_weight_decay": 0.0}
+    layer = nn.Linear(2, 2)
+    own = {"weight_rule": "adamw", "momentum": 0.5}
+    optimizer = SoftThreshold(connection_groups(layer), **settings, **own)
+    assert optimizer.param_groups[0]["momentum"] == 0.5
+    with pytest.raises(ValueError, match="betas would do nothing"):
+        SoftThreshold(connection_groups(layer), **settings, betas=(0.9, 0.999))
