@@ -107,6 +107,9 @@ def _add_huggingface(sources: Commands) -> None:
         f"Needs pyarrow: pip install 'scl-train[huggingface]'.\n{_more('huggingface downloaded')}",
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--config", metavar="NAME", help="which configuration, where DIR holds several"
+    )
     parser.add_argument("--image-column", help="default: the only one that holds images")
     parser.add_argument("--label-column", help="default: the only one that holds class labels")
     _add_packing_options(parser)
@@ -236,6 +239,7 @@ def _pack_huggingface(options: argparse.Namespace) -> int:
             options.out,
             image_column=options.image_column,
             label_column=options.label_column,
+            config=options.config,
         )
 
     return _pack(options, source)
