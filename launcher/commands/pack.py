@@ -193,6 +193,12 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help='write key.txt for open_clip; "a photo of a {}" gets the class name',
     )
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="what shows where an image is transparent: white, #f0f0f0 …; none: whatever colours "
+        "it has there (default: such images are refused)",
+    )
 
 
 def _pack_digits(options: argparse.Namespace) -> int:
@@ -202,7 +208,7 @@ def _pack_digits(options: argparse.Namespace) -> int:
 
 
 def _pack_imagenet(options: argparse.Namespace) -> int:
-    from data.packing.pack import check_kind
+    from data.packing.claim import check_kind
     from data.sources.ilsvrc import find_files, imagenet
 
     def source() -> Source:
@@ -259,7 +265,7 @@ def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
     # Before the source is looked through, which may take minutes.
     encoding = AS_IT_IS
     if "max_side" in options:
-        encoding = Encoding(options.max_side, options.quality, options.captions)
+        encoding = Encoding(options.max_side, options.quality, options.captions, options.background)
     images = source()
     manifests = pack(
         images,
