@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from data.errors import DataError
+from data.images.decode import encode_png
 
 DEFAULT_QUALITY = 90
+KEEP = "none"
 _PLACEHOLDER = "{}"
 
 
@@ -22,13 +24,15 @@ class Encoding:
     Images whose longer side has more than `max_side` pixels are scaled down to it (Lanczos) and
     become JPEG files of `quality` (1 to 100, 4:2:0; 90 if None), upright and without metadata; all
     others keep their bytes, and so do all where it is None. `captions` is a text with one `{}` for
-    the class name, to be written as `key.txt`. Raises DataError for a value out of range, and for a
-    quality where nothing is encoded.
+    the class name, to be written as `key.txt`. Images that are transparent in places are put before
+    the colour `background` and become PNG files; "none" keeps them, and None refuses them. Raises
+    DataError for a value out of range, and for a quality where nothing is encoded.
     """
 
     max_side: int | None = None
     quality: int | None = None
     captions: str | None = None
+    background: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_side is not None and self.max_side < 1:
@@ -40,6 +44,11 @@ class Encoding:
             )
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise DataError(f"quality is {self.quality}; it must lie between 1 and 100")
+        if self.background is not None and not _is_background(self.background):
+            raise DataError(
+                f"background is {self.background!r}; write a colour, such as white or #f0f0f0, "
+                "or none"
+            )
         if self.captions is not None and self.captions.count(_PLACEHOLDER) != 1:
             raise DataError(
                 f"the caption {self.captions!r} needs one {{}} where the class name belongs, "
@@ -53,13 +62,21 @@ class Encoding:
             differing |= {"max_side": self.max_side, "quality": self.quality or DEFAULT_QUALITY}
         if self.captions is not None:
             differing["captions"] = self.captions
+        if self.background is not None:
+            differing["background"] = self.background
         return differing
+
+    def refuses(self, content: bytes) -> bool:
+        """Whether nobody has said what is to be seen where this image is transparent."""
+        return self.background is None and _seen_through(content) is not None
 
     def image(self, content: bytes, extension: str) -> tuple[bytes, str]:
         """Return the bytes to pack and their extension.
 
         Raises whatever Pillow raises for bytes that it cannot decode.
         """
+        if self.background not in (None, KEEP) and (image := _seen_through(content)) is not None:
+            content, extension = _before(image, str(self.background)), "png"
         if self.max_side is None:
             return content, extension
         with Image.open(io.BytesIO(content)) as image:
@@ -75,6 +92,31 @@ class Encoding:
 
 
 AS_IT_IS = Encoding()
+
+
+def _is_background(text: str) -> bool:
+    if text == KEEP:
+        return True
+    try:
+        ImageColor.getrgb(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _seen_through(content: bytes) -> Image.Image | None:
+    """The image with its transparency, if it is transparent anywhere."""
+    image = Image.open(io.BytesIO(content))
+    if not image.has_transparency_data:
+        return None
+    image = image.convert("RGBA")
+    return image if image.getextrema()[3][0] < 255 else None  # type: ignore[index]
+
+
+def _before(image: Image.Image, colour: str) -> bytes:
+    """A PNG of the image before a colour."""
+    ground = Image.new("RGBA", image.size, colour)
+    return encode_png(np.asarray(Image.alpha_composite(ground, image).convert("RGB")))
 
 
 def _smaller(content: bytes, max_side: int, quality: int) -> bytes:

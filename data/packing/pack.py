@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import logging
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +11,10 @@ from typing import Any
 from tqdm import tqdm
 
 from data.errors import DataError
-from data.files import atomic_file, remove_leftovers, sha256_of
+from data.files import sha256_of
+from data.packing.claim import claimed
 from data.packing.encoding import AS_IT_IS, Encoding
+from data.packing.origin import refuse_changed
 from data.packing.stats import measure
 from data.packing.summary import check_against_source
 from data.packing.timm_info import write_timm_info
@@ -34,7 +32,6 @@ from data.shards.manifest import (
 )
 from data.sources.source import Reader, Source
 
-PACKING_NAME = "packing.json"
 _log = logging.getLogger("data")
 
 
@@ -74,69 +71,22 @@ def pack(
         "shard_samples": shard_samples,
         "fingerprint": source.fingerprint(),
     }
-    with _claimed(out, description, list(source.splits)):
+    with claimed(out, description, source):
+        tasks = _tasks(source, out, description)
+        refuse_changed(out, source, tasks, encoding, workers)
         complete = _complete_manifests(out, source)
         if complete is not None:
             _log.info("%s is packed already and complete: nothing to do", out)
             return complete
-        return _pack_claimed(source, out, description, encoding, workers, progress)
+        return _pack_claimed(source, out, description, tasks, encoding, workers, progress)
 
 
-def check_kind(out: Path, kind: str) -> None:
-    """Refuse, before anything costly, a folder that holds a packing of another kind.
-
-    Raises DataError if it does.
-    """
-    path = out / PACKING_NAME
-    if path.exists():
-        _refuse_other(out, path.read_bytes(), {"kind": kind})
-
-
-@contextlib.contextmanager
-def _claimed(out: Path, description: dict[str, Any], splits: list[str]) -> Iterator[None]:
-    """Hold `out` for this packing alone; refuse a folder that holds another one."""
-    path = out / PACKING_NAME
-    if not path.exists():
-        for split in splits:
-            _refuse_foreign(out / split)
-            (out / split).mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as stream:
-            stream.write(json.dumps(description, indent=1).encode() + b"\n")
-    with path.open("rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"another process is packing into {out}; wait for it or choose another --out"
-            ) from error
-        _refuse_other(out, stream.read(), description)
-        for split in splits:
-            (out / split).mkdir(exist_ok=True)
-            remove_leftovers(out / split)
-        remove_leftovers(out)
-        yield
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if (folder / MANIFEST_NAME).exists() or any(folder.glob("*.tar")):
-        raise DataError(
-            f"{folder} holds shards that were not packed here; remove it or choose another --out"
-        )
-
-
-def _refuse_other(out: Path, stored: bytes, description: dict[str, Any]) -> None:
-    try:
-        before = json.loads(stored)
-    except ValueError:
-        before = {}
-    if not isinstance(before, dict):
-        before = {}
-    differing = [key for key in description if before.get(key) != description[key]]
-    if differing:
-        raise DataError(
-            f"{out} holds another packing ({', '.join(differing)} differ); "
-            "remove it or choose another --out"
-        )
+def _tasks(source: Source, out: Path, description: dict[str, Any]) -> list[ShardTask]:
+    tasks: list[ShardTask] = []
+    for split, samples in source.samples().items():
+        size = description["shard_samples"] or default_shard_samples(samples)
+        tasks += shard_tasks(out, split, samples, size, description["seed"])
+    return tasks
 
 
 def _complete_manifests(out: Path, source: Source) -> dict[str, Manifest] | None:
@@ -157,14 +107,11 @@ def _pack_claimed(
     source: Source,
     out: Path,
     description: dict[str, Any],
+    tasks: list[ShardTask],
     encoding: Encoding,
     workers: int,
     progress: bool,
 ) -> dict[str, Manifest]:
-    tasks: list[ShardTask] = []
-    for split, samples in source.samples().items():
-        size = description["shard_samples"] or default_shard_samples(samples)
-        tasks += shard_tasks(out, split, samples, size, description["seed"])
     finished = _found_shards(tasks, source.splits, workers, progress)
     missing = [task for task in tasks if task.path not in finished]
     shards = list(finished.values())

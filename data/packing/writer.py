@@ -104,6 +104,12 @@ class ShardWriter:
 
     def _sample(self, reader: Reader, i: int, key: str) -> dict[str, Any]:
         content, extension, label = reader.read(i)
+        if extension != "jpg" and self.encoding.refuses(content):
+            raise DataError(
+                f"{reader.where(i)} is transparent in places, where the colours below would show, "
+                "often black on black; say what is behind with --background white (or another "
+                "colour), or keep such images with --background none"
+            )
         # Pillow has no one class for what may go wrong.
         try:
             image, extension = self.encoding.image(content, extension)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +15,11 @@ from tqdm import tqdm
 from data.errors import DataError
 from data.files import atomic_file, remove_leftovers
 from data.processes import unordered
+from data.shards.classes import numbered_classes
+from data.sources.hub_files import find_files
 from data.sources.source import Reader, Source, extension_of, hash_of_list
 from data.sources.tar_reader import OpenFiles
 
-# In the order of preference; a test set of the hub rarely has labels.
-_VAL_NAMES = ("validation", "val", "valid", "test")
 _SCRATCH = ".rows"
 
 
@@ -77,16 +76,19 @@ def huggingface(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    config: str | None = None,
 ) -> Source:
     """Return the train and validation splits of a data set downloaded as parquet files.
 
     Files are `…/train-00000-of-00294.parquet` or `…/train/0000.parquet`; val is the split
     called validation, val, valid or, failing those, test. A parquet file can only be read a group
     of rows at a time and shards are shuffled, so the images are first copied out of the files, each
-    once, into a folder in `out` which is removed in the end. Raises DataError where pyarrow or
-    the files are missing, or hold no images with labels.
+    once, into a folder in `out` which is removed in the end. Labels go by the names of the classes,
+    whose order may differ between files. Raises DataError where pyarrow or the files are missing,
+    hold no images with labels, or are several configurations of which `config` names none.
     """
-    files = _files_by_split(folder)
+    chosen = find_files(folder, config)
+    files, notes = chosen.splits, chosen.notes
     columns = _columns(files["train"][0], image_column, label_column)
     readers = {
         split: _reader(files[split], columns, out / _SCRATCH / split)
@@ -94,7 +96,7 @@ def huggingface(
         if split in files
     }
     top = max(int(reader.labels.max()) for reader in readers.values())
-    classes = columns.classes or [str(label) for label in range(top + 1)]
+    classes = columns.classes or numbered_classes(top + 1, f"column {columns.label!r} of {folder}")
     if top >= len(classes):
         raise DataError(f"{folder} has labels up to {top} but names only {len(classes)} classes")
     splits: dict[str, Reader] = dict(readers)
@@ -103,9 +105,11 @@ def huggingface(
         folder.resolve().name,
         classes,
         splits,
-        {"image_column": columns.image, "label_column": columns.label},
+        {"image_column": columns.image, "label_column": columns.label}
+        | ({} if config is None else {"config": config}),
         prepare=partial(_copy_all, list(readers.values()), columns.image),
         scratch=out / _SCRATCH,
+        notes=notes,
     )
 
 
@@ -118,22 +122,6 @@ def _parquet() -> Any:
             "pip install 'scl-train[huggingface]'"
         ) from error
     return pyarrow.parquet
-
-
-def _files_by_split(folder: Path) -> dict[str, list[Path]]:
-    """Return train and, if there is one, val."""
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob("*.parquet")):
-        named, dash, _ = path.stem.partition("-")
-        by_name[named if dash else path.parent.name].append(path)
-    if "train" not in by_name:
-        raise DataError(
-            f"{folder} holds no training split (train-*.parquet or train/*.parquet); name the "
-            "folder that a data set of the Hugging Face hub was downloaded to"
-        )
-    splits = {"train": by_name["train"]}
-    val = next((by_name[name] for name in _VAL_NAMES if name in by_name), None)
-    return splits if val is None else splits | {"val": val}
 
 
 def _opened(path: Path) -> Any:
@@ -177,12 +165,14 @@ def _column(
 
 
 def _reader(files: list[Path], columns: Columns, scratch: Path) -> ParquetReader:
-    labels = [_labels(path, columns.label) for path in files]
+    labels = [_labels(path, columns) for path in files]
     starts = np.cumsum([0, *(len(part) for part in labels)])
     return ParquetReader(files, starts, np.concatenate(labels), scratch)
 
 
-def _labels(path: Path, column: str) -> np.ndarray:
+def _labels(path: Path, columns: Columns) -> np.ndarray:
+    """The labels in a file, as numbers of the classes of the data set."""
+    column = columns.label
     with _opened(path) as file:
         stored = file.read(columns=[column]).column(0)
     try:
@@ -197,7 +187,23 @@ def _labels(path: Path, column: str) -> np.ndarray:
             f"column {column!r} of {path} has no label in row {row} (integers from 0 are needed); "
             "is this a split without labels? name another column with --label-column"
         )
-    return labels.astype(np.int64)
+    labels = labels.astype(np.int64)
+    own = _columns(path, columns.image, column).classes
+    return labels if own in (None, columns.classes) else _by_name(path, labels, own, columns)
+
+
+def _by_name(path: Path, labels: np.ndarray, own: list[str], columns: Columns) -> np.ndarray:
+    """Numbers of `own` classes as those of the data set's classes of the same names."""
+    number_of = {name: number for number, name in enumerate(columns.classes or [])}
+    unknown = sorted(
+        {own[label] for label in set(labels.tolist()) if label < len(own)} - number_of.keys()
+    )
+    if unknown or labels.max(initial=-1) >= len(own):
+        raise DataError(
+            f"{path} has classes that the first file of train has not "
+            f"({', '.join(unknown[:5]) or 'labels without names'}); pack files of one data set"
+        )
+    return np.array([number_of.get(name, -1) for name in own], np.int64)[labels]
 
 
 def _copies(scratch: Path, k: int) -> tuple[Path, Path]:

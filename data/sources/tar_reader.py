@@ -56,6 +56,12 @@ class TarReader:
             raise DataError(f"{self.path} has become shorter since it was scanned; copy it again")
         return content, extension_of(content, self.where(i)), int(self.labels[i])
 
+    @property
+    def stamps(self) -> np.ndarray:
+        """Size and time of change (ns) of the file, int64 [1, 2]."""
+        status = self.path.stat()
+        return np.array([[status.st_size, status.st_mtime_ns]], np.int64)
+
     def where(self, i: int) -> str:
         return f"{os.fsdecode(self.names[i])} in {self.path}"
 

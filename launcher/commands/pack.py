@@ -107,6 +107,9 @@ def _add_huggingface(sources: Commands) -> None:
         f"Needs pyarrow: pip install 'scl-train[huggingface]'.\n{_more('huggingface downloaded')}",
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--config", metavar="NAME", help="which configuration, where DIR holds several"
+    )
     parser.add_argument("--image-column", help="default: the only one that holds images")
     parser.add_argument("--label-column", help="default: the only one that holds class labels")
     _add_packing_options(parser)
@@ -190,6 +193,12 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help='write key.txt for open_clip; "a photo of a {}" gets the class name',
     )
+    parser.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="what shows where an image is transparent: white, #f0f0f0 …; none: whatever colours "
+        "it has there (default: such images are refused)",
+    )
 
 
 def _pack_digits(options: argparse.Namespace) -> int:
@@ -199,7 +208,7 @@ def _pack_digits(options: argparse.Namespace) -> int:
 
 
 def _pack_imagenet(options: argparse.Namespace) -> int:
-    from data.packing.pack import check_kind
+    from data.packing.claim import check_kind
     from data.sources.ilsvrc import find_files, imagenet
 
     def source() -> Source:
@@ -236,6 +245,7 @@ def _pack_huggingface(options: argparse.Namespace) -> int:
             options.out,
             image_column=options.image_column,
             label_column=options.label_column,
+            config=options.config,
         )
 
     return _pack(options, source)
@@ -255,7 +265,7 @@ def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
     # Before the source is looked through, which may take minutes.
     encoding = AS_IT_IS
     if "max_side" in options:
-        encoding = Encoding(options.max_side, options.quality, options.captions)
+        encoding = Encoding(options.max_side, options.quality, options.captions, options.background)
     images = source()
     manifests = pack(
         images,

@@ -18,6 +18,7 @@ import pytest
 from webdataset.compat import WebDataset
 
 from data.errors import DataError
+from data.packing.encoding import Encoding
 from data.packing.pack import default_shard_samples, pack
 from data.shards.index import SampleIndex
 from data.shards.manifest import load_manifest, verify_checksums, verify_shards
@@ -109,13 +110,15 @@ def test_damaged_packing_is_repaired(packed_digits: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seed": 1}, "seed"), ({"shard_samples": 50}, "shard_samples")],
+    [
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"shard_samples": 50}, "shard_samples: not given there, 50 now"),
+        ({"encoding": Encoding(max_side=5)}, "max_side: not given there, 5 now, quality: not"),
+    ],
 )
 def test_another_packing_is_refused(packed_digits: Path, change: dict, named: str) -> None:
     before = contents(packed_digits)
-    with pytest.raises(
-        DataError, match=rf"another packing \({named} differ\); remove it or choose"
-    ):
+    with pytest.raises(DataError, match=rf"another packing \({named}.*\); remove it or choose"):
         pack(digits(), packed_digits, progress=False, **change)
     assert contents(packed_digits) == before
 
@@ -125,7 +128,7 @@ def test_folders_of_others_are_refused(tmp_path: Path, make_folder, make_tar) ->
     with pytest.raises(DataError, match=r"train holds shards that were not packed here; remove"):
         pack(imagefolder(make_folder({"train/a": 1})), tmp_path / "out", progress=False)
     (tmp_path / "out" / "packing.json").write_text("[]")
-    with pytest.raises(DataError, match=r"another packing \(kind, "):
+    with pytest.raises(DataError, match=r"another packing \(kind: not given there, digits now; "):
         pack(digits(), tmp_path / "out", progress=False)
 
 

@@ -173,3 +173,56 @@ def test_order_is_that_of_the_seed_not_of_the_files(folder: Path, tmp_path: Path
     found = [order.index(image) for _, image in read(tmp_path / "o/train")]
     assert sorted(found) == list(range(22))
     assert np.abs(np.diff(found)).mean() > 3
+
+
+def with_names(names: list[str]) -> dict[str, Any]:
+    return {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+
+
+def test_one_of_several_configurations_is_chosen_not_merged(tmp_path: Path) -> None:
+    data = tmp_path / "pets"
+    write(data / "small" / "train-00000-of-00001.parquet", [0, 1, 2])
+    write(data / "small" / "test-00000-of-00001.parquet", [0])
+    other = with_names(["dog", "owl", "cat"])
+    write(data / "large" / "train" / "0000.parquet", [0, 1, 2, 2], features=other)
+    write(data / "large" / "validation" / "0000.parquet", [2], features=other)
+    with pytest.raises(DataError, match=r"2 configurations \(large, small\), .* with --config"):
+        huggingface(data, tmp_path / "out")
+    with pytest.raises(DataError, match=r"no configuration 'huge' .*; there is large, small"):
+        huggingface(data, tmp_path / "out", config="huge")
+    large = huggingface(data, tmp_path / "out", config="large")
+    assert (large.classes, large.samples()) == (["dog", "owl", "cat"], {"train": 4, "val": 1})
+    assert large.notes == ["left out the configuration small"]
+    small = huggingface(data, tmp_path / "out", config="small")
+    assert (small.classes, small.samples()) == (NAMES, {"train": 3, "val": 1})
+    assert small.notes == ["val is the split test", "left out the configuration large"]
+
+
+def test_labels_go_by_the_names_of_classes(tmp_path: Path) -> None:
+    data = tmp_path / "pets" / "data"
+    write(data / "train-00000-of-00002.parquet", [0, 1, 2])
+    other = with_names(["owl", "cat", "dog", "newt"])
+    write(data / "train-00001-of-00002.parquet", [0, 1, 2], features=other)
+    write(data / "validation-00000-of-00001.parquet", [1, 0], features=other)
+    source = huggingface(tmp_path / "pets", tmp_path / "out")
+    assert source.classes == NAMES
+    assert source.splits["train"].labels.tolist() == [0, 1, 2, 2, 0, 1]
+    assert source.splits["val"].labels.tolist() == [0, 2]
+    write(data / "validation-00000-of-00001.parquet", [3], features=other)
+    with pytest.raises(DataError, match=r"classes that the first file of train has not \(newt\)"):
+        huggingface(tmp_path / "pets", tmp_path / "out")
+
+
+def test_what_is_not_packed_of_the_hub_is_named(folder: Path, tmp_path: Path) -> None:
+    assert huggingface(folder, tmp_path / "out").notes == ["left out the split test of 1 files"]
+    (folder / "data" / "validation-00000-of-00001.parquet").unlink()
+    (folder / "data" / "test-00000-of-00001.parquet").unlink()
+    assert huggingface(folder, tmp_path / "out").notes == [
+        "no val split: there is none called validation, val, valid or test"
+    ]
+
+
+def test_a_label_that_counts_no_classes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "train-0-of-1.parquet", [20240115], features=None)
+    with pytest.raises(DataError, match=r"column 'label' .* is this a date or an identifier"):
+        huggingface(tmp_path / "d", tmp_path / "out")

@@ -18,8 +18,9 @@ import torchvision.datasets.imagenet as torchvision_imagenet
 
 from data.errors import DataError
 from data.images.decode import decode
+from data.packing.claim import check_kind
 from data.packing.encoding import Encoding
-from data.packing.pack import check_kind, pack
+from data.packing.pack import pack
 from data.shards.index import SampleIndex
 from data.shards.manifest import Manifest, load_manifest, verify_checksums
 from data.sources.digits import digits
@@ -50,11 +51,11 @@ def source_of(folder: Path, scans: Path, **named: Path) -> Source:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """All that a packing writes but the scans, which hold the time of the tars."""
+    """All that a packing writes but what holds the times of files."""
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
-        if path.is_file() and not path.name.endswith(".members.npz")
+        if path.is_file() and not path.name.endswith((".members.npz", "origin.npz"))
     }
 
 
@@ -194,7 +195,7 @@ def test_smaller_images_stay_within_the_limit(mini: MiniImageNet, tmp_path: Path
     assert within and within == originals & set(packed)
     assert len(packed) == len(originals) and len(within) < len(originals)
     assert max(max(decode(content).size) for content in packed) == 60
-    with pytest.raises(DataError, match=r"another packing \(options differ\)"):
+    with pytest.raises(DataError, match=r"another packing \(max_side: 60 there, not given now"):
         pack(source, tmp_path / "one", shard_samples=SHARD, progress=False)
 
 
@@ -344,7 +345,7 @@ def test_undecodable_image_is_named(mini: MiniImageNet, tmp_path: Path) -> None:
 
 def test_a_folder_with_something_else_is_refused_before_the_scan(tmp_path: Path) -> None:
     pack(digits(), tmp_path, progress=False)
-    with pytest.raises(DataError, match=r"another packing \(kind differ\)"):
+    with pytest.raises(DataError, match=r"another packing \(kind: digits there, imagenet now\)"):
         check_kind(tmp_path, "imagenet")
     check_kind(tmp_path, "digits")
     assert np.all([not path.name.endswith("members.npz") for path in tmp_path.iterdir()])
