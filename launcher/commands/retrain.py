@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from launcher.arguments import add_overrides
-from launcher.commands import Commands, add_command
+from launcher.commands import SUMMARIES, Commands, add_command
 
 
 def add(commands: Commands) -> None:
@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
         commands,
         "retrain",
         _retrain,
-        "train the structure that a run found anew: its masks fixed, other weights",
+        SUMMARIES["retrain"],
         "Writes an ordinary run folder beside RUN (RUN-initial, RUN-new, RUN-final), whose recipe\n"
         "says where the structure came from. Run again, the same command continues.\n\n"
         "example:\n  scl retrain runs/digits_scl --weights initial",
@@ -33,12 +33,18 @@ def add(commands: Commands) -> None:
 
 
 def _retrain(options: argparse.Namespace) -> int:
+    from launcher.folder.needed import check_run
+
+    # Before torch is imported, which takes seconds.
+    check_run(options.run, "recipe.yaml", "model.safetensors")
+
     import yaml
 
     from data.files import atomic_write
+    from launcher.recipe.load import load_recipe
     from launcher.run.inputs import open_inputs
     from launcher.start.retrain import retrain_recipe
-    from launcher.start.train import start_run
+    from launcher.start.train import train
 
     overrides = list(options.overrides)
     if options.ranks is not None:
@@ -49,4 +55,4 @@ def _retrain(options: argparse.Namespace) -> int:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, yaml.safe_dump(recipe.as_dict(), sort_keys=False))
-    return start_run(path, overrides, None)
+    return train(load_recipe(path, overrides))
