@@ -1,26 +1,12 @@
-"""`scl train | eval | report | checkpoint | pack | doctor | recipe`."""
+"""`scl`: one command, of which only what was asked for is imported."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
+from importlib import import_module
 
-# Imports nothing heavy: --help must not wait for torch.
-from launcher.commands import (
-    HelpFormatter,
-    bench,
-    checkpoint,
-    compare,
-    doctor,
-    export,
-    forecast,
-    pack,
-    retrain,
-    runs,
-    sweep,
-    train,
-)
+from launcher.commands import SUMMARIES, HelpFormatter, Parser
 from launcher.terminal import say
 
 _EXAMPLES = """\
@@ -46,7 +32,9 @@ Under Slurm:         sbatch slurm/resnet50_scl.sh
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand. Exit codes: 0 done, 2 usage, 1 failed, 128 + n stopped by signal n."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    options = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    asked = next((word for word in arguments if word in SUMMARIES), "")
+    options = parser(asked).parse_args(arguments)
     from launcher.errors import UserError
 
     try:
@@ -56,17 +44,20 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser(asked: str | None = None) -> Parser:
+    """The parser of the command line; the options are there of the command `asked`, or of all."""
+    parser = Parser(
         prog="scl",
         description="Sparse Connectivity Learning: networks that choose their connections.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    training = (train, sweep, forecast, retrain)
-    for module in (*training, runs, compare, checkpoint, export, bench, pack, doctor):
-        module.add(commands)
+    for name, summary in SUMMARIES.items():
+        if asked in (None, name):
+            import_module(f"launcher.commands.{name}").add(commands)
+        else:
+            commands.add_parser(name, help=summary)
     return parser
 
 

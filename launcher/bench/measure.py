@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from launcher.bench.asked import Asked
 from launcher.bench.forms import forms
 from launcher.bench.timing import latencies
 from launcher.errors import RunError, UsageError
@@ -20,33 +21,16 @@ from sclcore import layer_budgets, weight_uses
 from sclcore.connections import find_connections
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What to measure: batch sizes, threads (None: one per core), how often, on what."""
-
-    batches: tuple[int, ...] = (1, 32)
-    threads: int | None = None
-    rounds: int = 30
-    device: str | None = None
-
-    def check(self) -> None:
-        """Raises UsageError."""
-        for option, value in (("--batch", min(self.batches)), ("--rounds", self.rounds)):
-            if value < 1:
-                raise UsageError(f"{option} is {value}; it must be at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"--threads is {self.threads}; it must be at least 1")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("--device cuda: there is no GPU here")
-
-
 def bench(
     source: Source, asked: Asked, say: Callable[[str], object] = lambda _: None
 ) -> dict[str, Any]:
     """Time every form of the model of `source`; what was measured, for JSON.
 
-    Raises RunError where a form does not run at a batch size.
+    Raises UsageError where there is no such device, RunError where a form does not run at a batch
+    size.
     """
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: there is no GPU here")
     device = torch.device(asked.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     threads = asked.threads or _cores()
     before = torch.get_num_threads()

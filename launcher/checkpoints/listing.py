@@ -10,9 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from launcher.checkpoints.disk_space import in_units
-from launcher.checkpoints.manifest import Manifest, folders, manifests, problems, read_pointer
+from launcher.checkpoints.manifest import (
+    Manifest,
+    folders,
+    manifests,
+    problems,
+    read_pointer,
+    root_of,
+)
 from launcher.checkpoints.retention import Evaluated, read_pareto
-from launcher.checkpoints.tools import root_of
 from launcher.folder.results import percent
 
 _COLUMNS = ("checkpoint", "epoch", "top-1", "density", "live", "size", "ranks", "ZeRO")

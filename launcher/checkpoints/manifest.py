@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from data.files import sha256_of
-from launcher.errors import UserError
+from launcher.errors import UsageError, UserError
 
 FORMAT_VERSION = 2
 
@@ -180,3 +180,24 @@ def _file_problem(path: Path, expected: Written, read_content: bool) -> str | No
     except OSError as error:
         return f"{path.name} is unreadable: {error}"
     return None
+
+
+def root_of(run: Path) -> Path:
+    """Where the checkpoints of `run` are: in its subfolder, or in `run` itself.
+
+    Raises UsageError where there are none.
+    """
+    for root in (run / "checkpoints", run):
+        if folders(root):
+            return root
+    raise UsageError(
+        f"{run} holds no checkpoints: give the folder of a run, such as runs/digits_scl"
+    )
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a checkpoint, as its manifest says; without a readable one, as they lie there."""
+    try:
+        return sum(file.bytes for file in read_manifest(folder).files.values())
+    except (OSError, ValueError):
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""One module a subcommand of `scl`: its options, and what it calls."""
+"""One module a subcommand of `scl`, of its name: its options, and what it calls."""
 
 from __future__ import annotations
 
@@ -9,6 +9,33 @@ from typing import Any
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 Commands = argparse._SubParsersAction
+
+# Here, so that `scl --help` imports none of the modules.
+SUMMARIES = {
+    "train": "train a recipe, on as many ranks of this machine as asked",
+    "sweep": "train many runs: settings × seeds of one or more recipes",
+    "forecast": "predict the density that each λ would leave",
+    "retrain": "train the structure that a run found anew: its masks fixed, other weights",
+    "eval": "evaluate the written model of a run",
+    "report": "draw the pictures of a run, show its table; also while it is trained",
+    "recipe": "list every key of a recipe with default and meaning",
+    "compare": "compare runs: table, Pareto front, curves, layers",
+    "checkpoint": "list, verify, prune and convert the checkpoints of a run",
+    "export": "write a model in formats that others read",
+    "bench": "measure how long a model takes on this machine",
+    "pack": "pack images into WebDataset shards with a manifest",
+    "doctor": "check shards: manifest, index, checksums, every image",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses what it does not know itself: argparse would show the usage of `scl` for it."""
+
+    def parse_known_args(self, *arguments: Any, **more: Any) -> Any:
+        options, unknown = super().parse_known_args(*arguments, **more)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
 
 
 class HelpFormatter(RawDescriptionRichHelpFormatter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.commands import Commands, add_command
+from launcher.commands import SUMMARIES, Commands, add_command
 from launcher.commands.export import add_source_options, described
 
 _MORE = """\
@@ -17,9 +17,7 @@ example:
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(
-        commands, "bench", _bench, "measure how long a model takes on this machine", _MORE
-    )
+    parser = add_command(commands, "bench", _bench, SUMMARIES["bench"], _MORE)
     add_source_options(parser, "MODEL")
     parser.add_argument(
         "--batch", default="1,32", metavar="N[,N…]", help="batch sizes (default: 1,32)"
@@ -32,11 +30,9 @@ def add(commands: Commands) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from launcher.bench.measure import Asked, bench
-    from launcher.bench.show import show
+    from launcher.bench.asked import Asked
     from launcher.errors import UsageError
-    from launcher.export.source import open_source
-    from launcher.terminal import say
+    from launcher.export.asked import check_source
 
     try:
         batches = tuple(int(text) for text in options.batch.split(","))
@@ -44,5 +40,13 @@ def _bench(options: argparse.Namespace) -> int:
         raise UsageError(f"--batch {options.batch}: should be numbers, such as 1,32") from None
     asked = Asked(batches, options.threads, options.rounds, options.device)
     asked.check()
+    check_source(options.source)
+
+    # Not before all is known to be there: they import torch, which takes seconds.
+    from launcher.bench.measure import bench
+    from launcher.bench.show import show
+    from launcher.export.source import open_source
+    from launcher.terminal import say
+
     show(bench(open_source(options.source, described(options)), asked, say))
     return 0

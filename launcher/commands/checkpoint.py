@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.commands import Commands, add_command, add_group
+from launcher.commands import SUMMARIES, Commands, add_command, add_group
 
 
 def add(commands: Commands) -> None:
@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
     actions = add_group(
         commands,
         "checkpoint",
-        "list, verify, prune and convert the checkpoints of a run",
+        SUMMARIES["checkpoint"],
         "example:\n  scl checkpoint ls runs/digits_scl",
         metavar="ACTION",
     )
@@ -111,7 +111,12 @@ def _prune(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from launcher.checkpoints.tools import to_model, to_whole
+    from launcher.checkpoints.tools import check_conversion
+
+    # Before torch is imported, which takes seconds.
+    check_conversion(options.checkpoint, options.out)
+
+    from launcher.checkpoints.convert import to_model, to_whole
 
     {"model": to_model, "whole": to_whole}[options.to](options.checkpoint, options.out)
     print(options.out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.commands import Commands, add_command
+from launcher.commands import SUMMARIES, Commands, add_command
 
 _MORE = """\
 RUN is the folder of a run, a folder of runs such as that of a sweep, or entity/project or
@@ -20,9 +20,7 @@ example:
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(
-        commands, "compare", _compare, "compare runs: table, Pareto front, curves, layers", _MORE
-    )
+    parser = add_command(commands, "compare", _compare, SUMMARIES["compare"], _MORE)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="see below")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/compare"), help="default: runs/compare"

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.commands import Commands, add_command
+from launcher.commands import SUMMARIES, Commands, add_command
 
 if TYPE_CHECKING:
     from data.shards.doctor import Diagnosis
@@ -24,9 +24,7 @@ examples:
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(
-        commands, "doctor", _doctor, "check shards: manifest, index, checksums, every image", _MORE
-    )
+    parser = add_command(commands, "doctor", _doctor, SUMMARIES["doctor"], _MORE)
     parser.add_argument(
         "shards",
         type=Path,
@@ -92,14 +90,16 @@ def _check_cluster(options: argparse.Namespace) -> int:
         raise UsageError("--cluster takes the shards from the recipe: leave them out")
     try:
         from launcher.cluster.world import find_world
-        from launcher.doctor.check import check_cluster
         from launcher.recipe.load import load_recipe
+
+        recipe = load_recipe(options.recipe, options.overrides)
+
+        from launcher.doctor.check import check_cluster
     except ImportError as error:
         raise UsageError(
             f"the environment of this node is not complete ({error}): install it, or let all nodes "
             "use one (SCL_VENV or SCL_CONTAINER)"
         ) from error
-    recipe = load_recipe(options.recipe, options.overrides)
     return check_cluster(recipe, find_world(), options.timeout)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from launcher.commands import Commands, add_command
+from launcher.commands import SUMMARIES, Commands, add_command
 
 _MORE = """\
 formats, several with commas between them:
@@ -26,9 +26,7 @@ example:
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(
-        commands, "export", _export, "write a model in formats that others read", _MORE
-    )
+    parser = add_command(commands, "export", _export, SUMMARIES["export"], _MORE)
     add_source_options(parser, "SOURCE")
     parser.add_argument("--format", required=True, metavar="FORMAT[,FORMAT…]", help="see below")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must be new")
@@ -91,10 +89,7 @@ def described(options: argparse.Namespace) -> Any:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from launcher.export.formats import Options
-    from launcher.export.show import show
-    from launcher.export.write import export
-    from launcher.terminal import say
+    from launcher.export.asked import Options, check_options, check_source
 
     asked = Options(
         source=options.source,
@@ -106,5 +101,13 @@ def _export(options: argparse.Namespace) -> int:
         convert=options.convert_2to4,
         data=options.data,
     )
+    check_options(asked)
+    check_source(asked.source)
+
+    # Not before all is known to be there: they import torch, which takes seconds.
+    from launcher.export.show import show
+    from launcher.export.write import export
+    from launcher.terminal import say
+
     show(export(asked, described(options), say), options.out)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from launcher.arguments import add_recipe_options
-from launcher.commands import Commands, add_command
+from launcher.commands import SUMMARIES, Commands, add_command
 
 _MORE = """\
 Trains for a quarter of the time in which the recipe learns masks, on one rank, and leaves no file.
@@ -17,9 +17,7 @@ example:
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(
-        commands, "forecast", _forecast, "predict the density that each λ would leave", _MORE
-    )
+    parser = add_command(commands, "forecast", _forecast, SUMMARIES["forecast"], _MORE)
     add_recipe_options(parser)
     parser.add_argument(
         "--lam",
@@ -40,13 +38,16 @@ def _forecast(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
     from launcher.folder.results import percent
     from launcher.recipe.load import load_recipe
-    from launcher.start.forecast import forecast_recipe
 
     if not 0 < options.share < 1:
         raise UsageError(f"--share is {options.share}; it must lie between 0 and 1")
     if options.lam and min(options.lam) < 0:
         raise UsageError(f"--lam {min(options.lam):g}: λ is 0 or more")
     recipe = load_recipe(options.recipe, options.overrides)
+
+    # Not before the recipe is known to be sound: it imports torch, which takes seconds.
+    from launcher.start.forecast import forecast_recipe
+
     print(f"{'λ':>10}  {'density':>9}  {'MACs':>9}")
     for row in forecast_recipe(recipe, options.lam, options.share):
         print(f"{row.lam:>10.4g}  {percent(row.density):>9}  {percent(row.macs):>9}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.commands import Commands, add_command, add_group
+from launcher.commands import SUMMARIES, Commands, add_command, add_group
 
 if TYPE_CHECKING:
     from data.shards.manifest import Manifest
@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     sources = add_group(
         commands,
         "pack",
-        "pack images into WebDataset shards with a manifest",
+        SUMMARIES["pack"],
         "example:\n  scl pack digits --out runs/data/digits",
         metavar="SOURCE",
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from launcher.arguments import add_overrides
-from launcher.commands import Commands, add_command
+from launcher.commands import SUMMARIES, Commands, add_command
 
 
 def add(commands: Commands) -> None:
@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
         commands,
         "retrain",
         _retrain,
-        "train the structure that a run found anew: its masks fixed, other weights",
+        SUMMARIES["retrain"],
         "Writes an ordinary run folder beside RUN (RUN-initial, RUN-new, RUN-final), whose recipe\n"
         "says where the structure came from. Run again, the same command continues.\n\n"
         "example:\n  scl retrain runs/digits_scl --weights initial",
@@ -33,6 +33,11 @@ def add(commands: Commands) -> None:
 
 
 def _retrain(options: argparse.Namespace) -> int:
+    from launcher.folder.needed import check_run
+
+    # Before torch is imported, which takes seconds.
+    check_run(options.run, "recipe.yaml", "model.safetensors")
+
     from launcher.start.retrain import retrain_recipe
     from launcher.start.train import train
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launcher.commands import Commands, add_command
+from launcher.commands import SUMMARIES, Commands, add_command
 
 _MORE = """\
 The file:
@@ -26,9 +26,7 @@ example:
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(
-        commands, "sweep", _sweep, "train many runs: settings × seeds of one or more recipes", _MORE
-    )
+    parser = add_command(commands, "sweep", _sweep, SUMMARIES["sweep"], _MORE)
     parser.add_argument("file", type=Path, help="YAML file, as below")
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at a time (default: as many as cores or GPUs)"
@@ -41,13 +39,16 @@ def add(commands: Commands) -> None:
 def _sweep(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
     from launcher.start.sweep import load_sweep, plan_sweep
-    from launcher.start.sweep_jobs import check_runs, default_jobs, run_all
     from launcher.terminal import say
 
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs is {options.jobs}; it must be at least 1")
     sweep = load_sweep(options.file)
     runs = plan_sweep(sweep, options.file)
+
+    # Not before all recipes are known to be sound: it imports torch, which takes seconds.
+    from launcher.start.sweep_jobs import check_runs, default_jobs, run_all
+
     standings = check_runs(runs)
     if options.dry_run:
         for standing in standings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from launcher.arguments import add_recipe_options
-from launcher.commands import Commands, add_command
+from launcher.commands import SUMMARIES, Commands, add_command
 
 
 def add(commands: Commands) -> None:
@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
         commands,
         "train",
         _train,
-        "train a recipe, on as many ranks of this machine as asked",
+        SUMMARIES["train"],
         "Run again, the same command continues from the newest checkpoint.\n\n"
         "examples:\n"
         "  scl train --recipe recipes/digits_scl.yaml\n"
@@ -26,6 +26,16 @@ def add(commands: Commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from launcher.start.train import start_run
+    from launcher.cluster.world import find_world
+    from launcher.recipe.load import load_recipe
+    from launcher.terminal import say
 
-    return start_run(options.recipe, list(options.overrides), options.ranks)
+    ranks = [] if options.ranks is None else [f"engine.ranks={options.ranks}"]
+    recipe = load_recipe(options.recipe, [*options.overrides, *ranks])
+    if find_world().is_main:
+        say(f"{recipe.name}: checking the data and the model")
+
+    # Not before the recipe is known to be sound: it imports torch, which takes seconds.
+    from launcher.start.train import train
+
+    return train(recipe)

@@ -7,10 +7,6 @@ from pathlib import Path
 
 from data.files import atomic_write
 from launcher.compare.configurations import Comparison
-from launcher.compare.courses import courses
-from launcher.compare.figures import accuracy, png
-from launcher.compare.layers import layers
-from launcher.compare.page import page
 from launcher.compare.table import MADE_BY, as_csv, as_json
 from launcher.errors import UsageError
 
@@ -35,6 +31,13 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     An earlier comparison there is replaced. Raises UsageError as `check_out` does.
     """
     check_out(folder)
+
+    # Not before there is something to draw: they import matplotlib.
+    from launcher.compare.courses import courses
+    from launcher.compare.figures import accuracy, png
+    from launcher.compare.layers import layers
+    from launcher.compare.page import page
+
     contents: dict[str, bytes | str] = {
         # First, so that a folder left half-way is known as one of these.
         "table.json": as_json(comparison),

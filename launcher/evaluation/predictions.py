@@ -14,6 +14,7 @@ from data.stream.pipeline import normalise
 from launcher.cluster.accelerator import accelerator
 from launcher.errors import RunError, UsageError
 from launcher.evaluation.samples import Known, Samples, known_of, open_samples
+from launcher.folder.needed import check_run
 from launcher.models import create_model
 from launcher.models.weights import read_state
 from launcher.recipe.load import load_recipe
@@ -52,16 +53,11 @@ def predict_run(
     `data` replaces the data.path of its recipe, `model` the file of weights. Raises UsageError when
     the run has no model, or the weights or the samples are not of its kind.
     """
-    for needed in ("recipe.yaml", *(() if model else ("model.safetensors",))):
-        if not (run / needed).is_file():
-            raise UsageError(
-                f"{run} holds no {needed}: give the folder of a finished run, such as "
-                "runs/digits_scl"
-            )
+    check_run(run, "recipe.yaml", *(() if model else ("model.safetensors",)))
     recipe = load_recipe(run / "recipe.yaml")
     config = recipe.data if data is None else recipe.data.model_copy(update={"path": data})
     known = known_of(run, recipe)
-    network = _load(recipe, known, model or run / "model.safetensors")
+    network = _load(recipe, known, model or run)
     samples = open_samples(config, known, split)
     return _predict(network, samples, known, run.resolve().name)
 

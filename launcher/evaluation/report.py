@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data.files import atomic_write
-from launcher.errors import UsageError
 from launcher.evaluation import measures, picture
 from launcher.evaluation.predictions import predict_run
-
-FILES = ("eval.json", "eval.png")
+from launcher.evaluation.room import FILES
 
 
 def evaluate(
@@ -34,12 +32,6 @@ def evaluate(
         dense = predict_run(against, split=split, data=data)
         report["against"] = measures.compare(own, dense)
     return report
-
-
-def check_room(out: Path) -> None:
-    """Raise UsageError where an earlier evaluation would be overwritten."""
-    if there := [name for name in FILES if (out / name).exists()]:
-        raise UsageError(f"{out} holds {' and '.join(there)} already: choose another --out")
 
 
 def write(report: dict[str, Any], out: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import UsageError
+from launcher.export.asked import Options
 from launcher.export.sizes import sizes
 from launcher.export.source import Source
 from launcher.run.validate import evaluate
@@ -33,20 +34,6 @@ from sclcore.export.values import rounded
 # A batch of one is a special case to PyTorch's tracer.
 EXAMPLE_BATCH = 2
 _DENSE = "zeros are stored and multiplied like other numbers: as large and as slow as dense"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What was asked for; see `scl export --help`."""
-
-    source: Path
-    formats: tuple[str, ...]
-    out: Path
-    remove_dead: bool = False
-    fold_bn: bool = False
-    values: str = "float32"
-    convert: bool = False
-    data: str | None = None
 
 
 @dataclass
@@ -251,7 +238,7 @@ def _speed_2_to_4(taken: list[str]) -> str:
     )
 
 
-FORMATS: dict[str, Callable[[Job, Path], Written]] = {
+WRITERS: dict[str, Callable[[Job, Path], Written]] = {
     "safetensors": write_safetensors,
     "state_dict": write_state_dict,
     "onnx": write_onnx,

@@ -19,6 +19,7 @@ from data.errors import DataError
 from data.stream.pipeline import DataConfig, ShardDataset, open_split
 from launcher.checkpoints import checkpoint
 from launcher.errors import UsageError
+from launcher.export.asked import WHAT, check_source
 from launcher.folder.results import read_run
 from launcher.models import create_model
 from launcher.models.weights import classifier_of
@@ -26,7 +27,6 @@ from launcher.recipe.model import ModelConfig
 from sclcore.export import ExportError, load_compact
 from sclcore.export.compact import read_header
 
-_WHAT = "give the folder of a run or of an export, a checkpoint, or a model.safetensors"
 State = Mapping[str, Tensor]
 
 
@@ -109,8 +109,7 @@ def open_source(path: Path, said: Described | None = None) -> Source:
     A run that has written no model yet gives that of its newest checkpoint.
     """
     said = said or Described()
-    if not path.exists():
-        raise UsageError(f"there is no {path}: {_WHAT}")
+    check_source(path)
     if path.is_file():
         return _of_file(path, said)
     if (path / "manifest.json").is_file():
@@ -121,7 +120,7 @@ def open_source(path: Path, said: Described | None = None) -> Source:
     for root in (path / "checkpoints", path):
         if root.is_dir() and checkpoint.folders(root):
             return _of_checkpoint(root, said)
-    raise UsageError(f"{path} holds no model and no checkpoint: {_WHAT}")
+    raise UsageError(f"{path} holds no model and no checkpoint: {WHAT}")
 
 
 def _of_checkpoint(path: Path, said: Described) -> Source:
@@ -170,7 +169,7 @@ def _read(path: Path) -> tuple[State, dict[str, Any]]:
             about = json.loads((file.metadata() or {}).get("scl", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except (SafetensorError, ExportError, ValueError, OSError, struct.error) as error:
-        raise UsageError(f"{path} cannot be read as a model: {error}; {_WHAT}") from error
+        raise UsageError(f"{path} cannot be read as a model: {error}; {WHAT}") from error
 
 
 def _recipe_beside(path: Path) -> dict[str, Any] | None:

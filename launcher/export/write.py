@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import importlib.metadata
 import importlib.util
 import json
@@ -20,7 +19,8 @@ from data.files import fsync_dir, remove_leftovers, temporary_beside
 from data.stream.pipeline import ShardDataset
 from launcher.checkpoints.disk_space import shortage
 from launcher.errors import RunError, UsageError
-from launcher.export.formats import FORMATS, Job, Options, Written
+from launcher.export.asked import ONNX, Options, check_options
+from launcher.export.formats import WRITERS, Job, Written
 from launcher.export.source import Described, Source, open_source
 from launcher.folder.results import ReportError
 from launcher.reports.card import write_card
@@ -30,9 +30,7 @@ from sclcore.export.graphs import same_outputs
 from sclcore.export.removal import remove_dead_features
 
 REPORT = "export.json"
-GRAPHS = ("onnx", "torch")
-_ONNX = ("onnx", "onnxscript", "onnxruntime")
-_PACKAGES = ("scl-train", "torch", "timm", "safetensors", *_ONNX)
+_PACKAGES = ("scl-train", "torch", "timm", "safetensors", *ONNX)
 
 
 def export(
@@ -69,35 +67,6 @@ def export(
     return report
 
 
-def check_options(options: Options) -> None:
-    """Raises UsageError where the options contradict each other or ask for what is not there."""
-    for name in options.formats:
-        if name not in FORMATS:
-            close = difflib.get_close_matches(name, FORMATS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(FORMATS)}"
-            raise UsageError(f"--format: there is no format {name!r}; {hint}")
-    if "onnx" in options.formats:
-        missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UsageError(
-                f"--format onnx needs {', '.join(missing)}: pip install 'scl-train[onnx]'"
-            )
-    for option, given, needed in (
-        ("--remove-dead", options.remove_dead, GRAPHS),
-        ("--fold-bn", options.fold_bn, GRAPHS),
-        (f"--values {options.values}", options.values != "float32", ("compact",)),
-        ("--convert-2to4", options.convert, ("2:4",)),
-    ):
-        if given and not set(needed) & set(options.formats):
-            raise UsageError(
-                f"{option} changes {' and '.join(needed)} alone (the others hold the tensors that "
-                f"the unmodified model loads): add --format {needed[0]}"
-            )
-    out = options.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} exists: choose another folder, or remove it first")
-
-
 def _check_live(source: Source) -> None:
     """UsageError where the model of a finished run has other connections than its table says."""
     for name, parameter in source.model.named_parameters():
@@ -130,7 +99,7 @@ def _write(
     written: dict[str, Written] = {}
     for name in options.formats:
         say(f"writing {name}")
-        written[name] = FORMATS[name](job, folder)
+        written[name] = WRITERS[name](job, folder)
     report = _report(job, folder, written, changes)
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _add_card(source, folder, report, say)

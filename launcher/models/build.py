@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +37,10 @@ def create_model(config: ModelConfig, *, num_classes: int, in_chans: int) -> nn.
     try:
         if config.name in MODELS:
             return MODELS[config.name](**arguments)
+        # Here because it takes seconds to import, which none of MODELS should cost.
+        import timm
+
+        logging.getLogger("timm").setLevel(logging.WARNING)
         return timm.create_model(config.name, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
@@ -73,11 +76,12 @@ def model_on_meta(
 
 
 def _check_name(name: str) -> None:
-    if name in MODELS or timm.is_model(name.split(".")[0]):
+    if name in MODELS:
+        return
+    import timm
+
+    if timm.is_model(name.split(".")[0]):
         return
     close = difflib.get_close_matches(name, [*MODELS, *timm.list_models()], n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else "; see timm.list_models()"
     raise UsageError(f"model.name: timm knows no model {name!r}{hint}")
-
-
-logging.getLogger("timm").setLevel(logging.WARNING)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import load_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from launcher.checkpoints import checkpoint
 from launcher.checkpoints.manifest import CheckpointError
 from launcher.errors import UsageError
+from launcher.folder.needed import check_path
 
 State = dict[str, Tensor]
 
@@ -28,8 +29,10 @@ def read_state(path: str, key: str) -> State:
     try:
         if where.is_dir():
             return _of_folder(where)
-        if not where.is_file():
-            raise UsageError(f"{key}: there is no file or folder {path}")
+        check_path(where, key)
+        # Here because it takes seconds to import, and is only for what others have written.
+        from timm.models import load_state_dict
+
         state = load_state_dict(path, weights_only=True)
     except CheckpointError as error:
         raise UsageError(f"{key}: {error}") from error
@@ -49,7 +52,7 @@ def read_state(path: str, key: str) -> State:
 def _of_folder(folder: Path) -> State:
     model = folder / "model.safetensors"
     if model.is_file():
-        return load_state_dict(str(model))
+        return load_file(model)
     root = folder / "checkpoints"
     return checkpoint.load_part(checkpoint.read(root if root.is_dir() else folder), "model")
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -71,6 +70,9 @@ def _blank(model: ModelConfig, sizes: dict[str, int]) -> nn.Module:
 
 
 def _pretrained(config: ModelConfig, sizes: dict[str, int], notes: list[str]) -> dict[str, Tensor]:
+    # Here because it takes seconds to import.
+    import timm
+
     if not timm.is_model(config.name.split(".")[0]):
         raise UsageError(
             f"init.weights: {config.name} is not one of timm's models, which has no weights of it: "

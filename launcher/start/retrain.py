@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.errors import UsageError
+from launcher.folder.needed import check_run
 from launcher.recipe.load import build_recipe, load_recipe
 from launcher.recipe.recipe import Recipe, resume_difference
 from launcher.run.initial import hash_weights, initial_model, read_initial
@@ -28,9 +29,7 @@ def retrain_recipe(
 
     Raises UsageError where the run has no structure to keep, or its weights cannot be had again.
     """
-    for needed in ("recipe.yaml", "model.safetensors"):
-        if not (run / needed).is_file():
-            raise UsageError(f"{run} holds no {needed}: give the folder of a finished run")
+    check_run(run, "recipe.yaml", "model.safetensors")
     source = load_recipe(run / "recipe.yaml")
     if source.method.name == "dense":
         raise UsageError(f"{run} is a dense network: it has no structure that could be trained")

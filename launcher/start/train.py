@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from launcher.cluster.process import end_process
 from launcher.cluster.world import find_world
-from launcher.recipe.load import load_recipe
 from launcher.recipe.recipe import Recipe
 from launcher.reports import report
 from launcher.run.prepare import prepare
@@ -15,17 +12,11 @@ from launcher.run.spawn import train_on_ranks
 from launcher.terminal import say
 
 
-def start_run(path: Path, overrides: list[str], ranks: int | None) -> int:
-    """Train the recipe `path`, or go on with it, to the end; returns the exit code.
+def train(recipe: Recipe) -> int:
+    """Train `recipe`, or go on with it, to the end; returns the exit code.
 
     As a rank that somebody else has started, this process is that rank, and ends with it.
     """
-    if ranks is not None:
-        overrides = [*overrides, f"engine.ranks={ranks}"]
-    return train(load_recipe(path, overrides))
-
-
-def train(recipe: Recipe) -> int:
     world = find_world()
     if world.source != "single process":
         end_process(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from launcher.checkpoints import checkpoint
+from launcher.checkpoints.convert import to_whole
 from launcher.checkpoints.manifest import read_manifest
 from launcher.checkpoints.saved_optimizer import SavedOptimizer
-from launcher.checkpoints.tools import to_whole
 from tests.faults.published import difference, series
 from tests.launcher.conftest import (
     Start,

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from launcher.export.formats import Options
+from launcher.export.asked import Options
 from launcher.export.write import export
 from launcher.folder.results import read_run
 from launcher.reports.card import write_card
