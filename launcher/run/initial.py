@@ -206,6 +206,9 @@ class FirstState:
         mask = self._masks[name].to(weight.device).reshape(-1)[part]
         return {"weight": weight.to(dtype, copy=True), "mask": mask}
 
+    def read_whole(self, name: str) -> dict[str, Any]:
+        return {}
+
 
 def seed_everything(seed: int) -> None:
     """Seed every generator that initial weights, dropout or a library may draw from."""
