@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data.config import DataConfig
 from launcher.recipe.checkpoint import CheckpointConfig
 from launcher.recipe.engine import EngineConfig
-from launcher.recipe.init import InitConfig
+from launcher.recipe.init import AUTO, UNIFORM, InitConfig
 from launcher.recipe.method import MethodConfig, OptimConfig
 from launcher.recipe.model import ModelConfig
 from launcher.recipe.tracking import TrackingConfig
@@ -73,6 +73,9 @@ def resume_difference(saved: dict[str, Any], recipe: Recipe) -> str | None:
         free = key in _FREE_DATA_KEYS or any(
             key == prefix or key.startswith(f"{prefix}.") for prefix in _FREE_ON_RESUME
         )
+        # What `auto` was before it existed: masks of a run that continues come from its checkpoint.
+        if key == "init.masks" and (ours.get(key), theirs.get(key)) == (AUTO, UNIFORM):
+            continue
         # Precision decides the arithmetic, though it belongs to the engine.
         if (not free or key == "engine.precision") and ours.get(key) != theirs.get(key):
             return f"{key} is {ours.get(key)!r} here and {theirs.get(key)!r} there"
