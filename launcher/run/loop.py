@@ -91,8 +91,9 @@ def open_tracker(inputs: Inputs, progress: Progress) -> Tracker:
         recipe=recipe.as_dict() | {"data_set": finish.data_facts(inputs.manifest)},
         resume_step=progress.step,
         wandb_id=progress.wandb_id,
+        wandb_said=progress.wandb_said,
     )
-    progress.wandb_id = tracker.wandb_id
+    progress.wandb_id, progress.wandb_said = tracker.wandb_id, tracker.wandb_said
     say(
         f"{recipe.name}: {recipe.model.name}, {recipe.method.name}, {plan.samples:,} samples; "
         f"{plan.world_size} rank(s) × {plan.accumulation} × {plan.micro_batch_size} = batch "
