@@ -56,7 +56,9 @@ def train(inputs: Inputs, learner: Learner, course: Course, start: Checkpoint | 
                     saver.finish()
                     raise RunError(
                         f"the gradient was not finite {monitor.skipped_in_a_row} updates in a row; "
-                        f"the last good state is saved in {saver.folder}. Lower optim.lr, or set "
+                        f"the last good state is saved in {saver.folder}. Another learning rate "
+                        "makes another run, which can begin with these weights: add --set "
+                        f"init.weights={recipe.folder} --set run_dir=…, and a lower optim.lr or "
                         "optim.clip_grad_norm"
                     )
             progress.results = validate(learner, inputs, lambda: watchdog.beat("evaluating"))
