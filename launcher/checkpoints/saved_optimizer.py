@@ -2,7 +2,8 @@
 
 Each rank saved what it held: of every parameter at most one stretch of elements, in row-major
 order. A part `optimizer-00003` is a tree {name: {"shape", "start", "values": {key: tensor}}}; where
-the pieces lie is in the checkpoint's meta, so that a rank opens only the files it needs.
+the pieces lie is in the checkpoint's meta, so that a rank opens only the files it needs. State that
+has no elements of its parameter (a gate per row, a word) is in "whole", as it is.
 """
 
 from __future__ import annotations
@@ -72,18 +73,21 @@ class SavedOptimizer:
             )
         return found
 
+    def read_whole(self, name: str) -> dict[str, Any]:
+        """What was saved of parameter `name` that cannot be cut: tensors of any shape, numbers."""
+        parts = [part for part, pieces in self._layout.items() if name in pieces]
+        return {k: v for part in parts for k, v in self._part(part)[name].get("whole", {}).items()}
+
     def whole(self) -> Pieces:
         """Everything, each parameter in one piece."""
         shapes = {n: p["shape"] for part in self._layout for n, p in self._part(part).items()}
-        return {
-            name: {
-                "shape": shapes[name],
-                "start": 0,
-                "length": math.prod(shapes[name]),
-                "values": self.read(name, 0, math.prod(shapes[name])),
-            }
-            for name in self.names()
-        }
+        return {name: self._joined(name, shapes[name]) for name in self.names()}
+
+    def _joined(self, name: str, shape: list[int]) -> dict[str, Any]:
+        size = math.prod(shape)
+        piece = {"shape": shape, "start": 0, "length": size, "values": self.read(name, 0, size)}
+        uncut = self.read_whole(name)
+        return piece | ({"whole": uncut} if uncut else {})
 
     def _part(self, part: str) -> Pieces:
         if part not in self._open:

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from launcher.compare.configurations import Comparison, Configuration
+from launcher.compare.series import series_of
 from launcher.compare.table import shown
 from launcher.folder.results import si
 from launcher.reports.style import (
@@ -133,8 +134,9 @@ def draw_accuracy(
         return
     _log_axis(axes, [x for _, _, x, _ in points], cost)
     _draw_front(axes, comparison, cost)
-    for method, (color, _) in looks(comparison).items():
-        course = sorted((x, y) for _, c, x, y in points if c.method == method and c.finished)
+    for series in series_of(c for _, c, _, _ in points if c.finished):
+        color, _ = looks(comparison)[series[0].method]
+        course = sorted((x, y) for _, c, x, y in points if c in series)
         axes.plot(
             [x for x, _ in course], [y for _, y in course], color=color, linewidth=1.2, alpha=0.45
         )

@@ -57,27 +57,62 @@ def _of_folder(folder: Path) -> State:
     return checkpoint.load_part(checkpoint.read(root if root.is_dir() else folder), "model")
 
 
-def fitted(state: Mapping[str, Tensor], model: nn.Module, path: str, notes: list[str]) -> State:
-    """`state`, without the classifier where that is for other classes, which `notes` then say.
+def adapted(
+    state: Mapping[str, Tensor], model: nn.Module, channels: int, path: str, key: str
+) -> tuple[State, list[str]]:
+    """`state` for the images and classes of `model`, and what is to be said of it.
+
+    The first convolution is turned to images of `channels` as timm does it: summed for grey ones.
+    The classifier is left out where it is missing or for other classes.
+    """
+    wanted, found, notes = model.state_dict(), dict(state), []
+    for layer in first_convolutions_of(model):
+        name = f"{layer}.weight"
+        if name not in found or name not in wanted or found[name].shape == wanted[name].shape:
+            continue
+        weight = _for_channels(found[name], tuple(wanted[name].shape), channels)
+        if weight is not None:
+            there = found[name].shape[1] * channels // wanted[name].shape[1]
+            notes.append(
+                f"{key}: {layer} is for images of {there} channels in {path} and {channels} here: "
+                + ("summed over them" if channels == 1 else "repeated and scaled")
+            )
+            found[name] = weight
+    classifier = classifier_of(model)
+    own = [name for name in wanted if name.rpartition(".")[0] in classifier]
+    there = [name for name in own if name in found]
+    odd = [name for name in there if found[name].shape != wanted[name].shape]
+    if own and (not there or (odd and _differ_in_classes(found, wanted, odd))):
+        what = f"is not in {path}"
+        if odd:
+            classes = (
+                f"{found[odd[0]].shape[0]} classes in {path} and {wanted[odd[0]].shape[0]} here"
+            )
+            what = f"is for {classes}"
+        notes.append(f"{key}: the classifier {', '.join(classifier)} {what}: it starts anew")
+        found = {name: value for name, value in found.items() if name not in own}
+    return found, notes
+
+
+def fitted(
+    state: Mapping[str, Tensor], model: nn.Module, channels: int, path: str
+) -> tuple[State, list[str]]:
+    """`state` as `adapted` does it, once it is known to be of this model.
 
     Raises UsageError naming the tensors that are missing, unknown to `model` or of another shape.
     """
-    wanted = model.state_dict()
+    found, notes = adapted(state, model, channels, path, "init.weights")
     classifier = classifier_of(model)
-    own = {name for name in wanted if name.rpartition(".")[0] in classifier}
-    odd = [n for n in wanted if n in state and state[n].shape != wanted[n].shape]
-    if odd and own and set(odd) <= own:
-        there, here = (next(iter(s[n] for n in odd)).shape[0] for s in (state, wanted))
-        notes.append(
-            f"init.weights: the classifier {', '.join(classifier)} is for {there} classes in "
-            f"{path} and {here} here: it starts anew"
-        )
-        state = {name: value for name, value in state.items() if name not in own}
-        wanted = {name: value for name, value in wanted.items() if name not in own}
-        odd = []
+    left_out = not any(name.rpartition(".")[0] in classifier for name in found)
+    wanted = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not (left_out and name.rpartition(".")[0] in classifier)
+    }
+    odd = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
     # Older versions of PyTorch saved none, and nothing depends on it.
-    missing = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]
-    foreign = [n for n in state if n not in wanted]
+    missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
+    foreign = [n for n in found if n not in wanted]
     if missing or foreign or odd:
         raise UsageError(
             f"init.weights: {path} is not of this model: "
@@ -85,31 +120,80 @@ def fitted(state: Mapping[str, Tensor], model: nn.Module, path: str, notes: list
                 [
                     *_named("it lacks", missing),
                     *_named("unknown to the model:", foreign),
-                    *[f"{n} is {_shape(state[n])} there and {_shape(wanted[n])} here" for n in odd],
+                    *[f"{n} is {_shape(found[n])} there and {_shape(wanted[n])} here" for n in odd],
                 ][:3]
             )
             + "; give weights of the same model.name and model.kwargs"
         )
-    return dict(state)
+    return found, notes
 
 
-def check_masks(state: Mapping[str, Tensor], model: nn.Module, path: str) -> State:
-    """Which weights are not 0, by name, for every tensor that can hold connections.
+def live_connections(state: Mapping[str, Tensor], model: nn.Module) -> State:
+    """Which weights of `state` are not 0, by name, of every tensor that can hold connections."""
+    names = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+    return {name: state[name] != 0 for name in names if name in state}
+
+
+def check_masks(
+    state: Mapping[str, Tensor], model: nn.Module, channels: int, path: str
+) -> tuple[State, list[str]]:
+    """The live connections of `state`, and what is to be said; those of a classifier for other
+    classes are missing.
 
     Raises UsageError naming a tensor that is missing or of another shape.
     """
-    live = {}
+    # Of marks: two weights may sum to 0 where both are live.
+    marks = {name: (value != 0).float() for name, value in state.items()}
+    found, notes = adapted(marks, model, channels, path, "init.masks")
+    classifier = classifier_of(model)
+    left_out = not any(name.rpartition(".")[0] in classifier for name in found)
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
+        if parameter.ndim < 2 or (left_out and name.rpartition(".")[0] in classifier):
             continue
-        if name not in state or state[name].shape != parameter.shape:
-            there = _shape(state[name]) if name in state else "missing"
+        if name not in found or found[name].shape != parameter.shape:
+            there = _shape(found[name]) if name in found else "missing"
             raise UsageError(
                 f"init.masks: {path} does not fit this model: {name} is {there} there and "
                 f"{_shape(parameter)} here"
             )
-        live[name] = state[name] != 0
-    return live
+    return live_connections(found, model), notes
+
+
+def first_convolutions_of(model: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that see the images: as timm says, or the first convolution."""
+    known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    names = known.get("first_conv")
+    if names:
+        return (names,) if isinstance(names, str) else tuple(names)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    return tuple(layers[:1])
+
+
+def _differ_in_classes(found: State, wanted: Mapping[str, Tensor], odd: list[str]) -> bool:
+    """Whether it is the number of outputs alone in which the classifier differs."""
+    return all(found[name].shape[1:] == wanted[name].shape[1:] for name in odd)
+
+
+def _for_channels(weight: Tensor, wanted: tuple[int, ...], channels: int) -> Tensor | None:
+    """The weight of a first convolution for other `channels`, as timm's `adapt_input_conv`.
+
+    Summed over its channels for grey images, else repeated and scaled, so that outputs keep their
+    size. None where the shapes differ in something else.
+    """
+    outputs, inputs, *kernel = weight.shape
+    places, left = divmod(wanted[1], channels) if len(wanted) == 4 else (0, 1)
+    same = len(wanted) == weight.ndim and (outputs, *kernel) == (wanted[0], *wanted[2:])
+    if not same or left or not places or inputs % places:
+        return None
+    # A stem that folds pixels into channels has so many places of the image's channels.
+    base = inputs // places
+    by_channel = weight.float().reshape(outputs, places, base, *kernel)
+    if channels == 1:
+        found = by_channel.sum(2, keepdim=True)
+    else:
+        found = by_channel.repeat(1, 1, -(-channels // base), 1, 1)[:, :, :channels]
+        found = found * (base / channels)
+    return found.reshape(wanted).to(weight.dtype)
 
 
 def classifier_of(model: nn.Module) -> tuple[str, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 RANDOM, PRETRAINED = "random", "timm-pretrained"
 
-UNIFORM, MAGNITUDE = "uniform", "magnitude"
+AUTO, UNIFORM, MAGNITUDE = "auto", "uniform", "magnitude"
 
 
 class InitConfig(BaseModel):
@@ -20,10 +22,11 @@ class InitConfig(BaseModel):
         "of a run, a checkpoint, or a .safetensors or .pt file",
     )
     masks: str = Field(
-        default=UNIFORM,
+        default=AUTO,
         description="uniform: every mask variable is method.mask_init; magnitude: mask_init · |w| "
-        "/ mean |w| of the feature, so that small weights are nearer to death; or a path as for "
-        "weights, whose zeros start dead",
+        "/ mean |w| of the feature, so that small weights are nearer to death; a path as for "
+        "weights, whose zeros start dead; or auto: uniform, but where init.weights is a sparse "
+        "network, its zeros start dead",
     )
     seed: int | None = Field(
         default=None,
@@ -31,3 +34,10 @@ class InitConfig(BaseModel):
         description="seed of random weights where it is not that of the run, which also decides "
         "order and augmentation",
     )
+
+    @model_validator(mode="after")
+    def _is_uniform_without_a_network(self) -> Self:
+        """Recipes say what happens: from dense weights of nobody's, auto has nothing to choose."""
+        if self.masks == AUTO and self.weights in (RANDOM, PRETRAINED):
+            self.masks = UNIFORM
+        return self

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data.config import DataConfig
 from launcher.recipe.checkpoint import CheckpointConfig
 from launcher.recipe.engine import EngineConfig
-from launcher.recipe.init import InitConfig
+from launcher.recipe.init import AUTO, UNIFORM, InitConfig
 from launcher.recipe.method import MethodConfig, OptimConfig
 from launcher.recipe.model import ModelConfig
 from launcher.recipe.tracking import TrackingConfig
@@ -22,7 +22,7 @@ _FREE_ON_RESUME = ("name", "run_dir", "tracking", "checkpoint", "engine", "data.
 _FREE_DATA_KEYS = (
     *("data.workers", "data.prefetch", "data.eval_batch_size"),
     *("data.cache_dir", "data.cache_gb", "data.fetch_ahead", "data.fetch_timeout_s"),
-    *("data.retries", "data.retry_wait_s"),
+    *("data.retries", "data.retry_wait_s", "data.max_corrupt_fraction"),
 )
 
 
@@ -68,14 +68,22 @@ class Recipe(BaseModel):
 
 def resume_difference(saved: dict[str, Any], recipe: Recipe) -> str | None:
     """The first setting that makes a checkpoint's recipe another run, as a phrase; None if none."""
-    ours, theirs = dict(_flatten(recipe.as_dict())), dict(_flatten(_completed(saved)))
-    for key in sorted(ours.keys() | theirs.keys()):
+    ours, theirs = (
+        {key: value for key, value in _flatten(values) if value != {}}
+        for values in (recipe.as_dict(), _completed(saved))
+    )
+    # A block of another name has other keys: the name is what differs.
+    for key in sorted(ours.keys() | theirs.keys(), key=lambda k: (not k.endswith(".name"), k)):
         free = key in _FREE_DATA_KEYS or any(
             key == prefix or key.startswith(f"{prefix}.") for prefix in _FREE_ON_RESUME
         )
+        # What `auto` was before it existed: masks of a run that continues come from its checkpoint.
+        if key == "init.masks" and (ours.get(key), theirs.get(key)) == (AUTO, UNIFORM):
+            continue
         # Precision decides the arithmetic, though it belongs to the engine.
         if (not free or key == "engine.precision") and ours.get(key) != theirs.get(key):
-            return f"{key} is {ours.get(key)!r} here and {theirs.get(key)!r} there"
+            here, there = (repr(v[key]) if key in v else "not set" for v in (ours, theirs))
+            return f"{key} is {here} here and {there} there"
     return None
 
 

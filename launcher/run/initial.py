@@ -15,14 +15,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data.shards.manifest import Manifest
+from launcher.cluster.ranks import from_main
 from launcher.errors import UsageError
+from launcher.folder.results import percent
 from launcher.models import create_model
-from launcher.models.weights import check_masks, fitted, read_state
-from launcher.recipe.init import MAGNITUDE, PRETRAINED, RANDOM, UNIFORM, InitConfig
+from launcher.models.weights import check_masks, fitted, live_connections, read_state
+from launcher.recipe.init import AUTO, MAGNITUDE, PRETRAINED, RANDOM, UNIFORM, InitConfig
 from launcher.recipe.model import ModelConfig
 from launcher.recipe.recipe import Recipe
 from sclcore import SCL
 from sclcore.geometry import Geometry, geometry_of
+
+# Above this share of live weights, zeros are chance or a layer that begins with them.
+_DENSE = 0.99
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Initial:
     """What was read for a new run, on the CPU; empty on ranks that get it from rank 0.
 
     `weights` are by name; those of a classifier for other classes are missing. `live` has the live
-    connections of each tensor, by name. `notes` are for the user.
+    connections of each tensor, by name; all live where it is missing. `notes` are for the user.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -48,20 +53,47 @@ def read_initial(recipe: Recipe, manifest: Manifest) -> Initial:
     notes: list[str] = []
     weights: dict[str, Tensor] = {}
     live: dict[str, Tensor] = {}
-    sizes = {"num_classes": len(manifest.classes), "in_chans": manifest.image.channels}
-    if init.weights == PRETRAINED:
-        weights = _pretrained(model, sizes, notes)
-    elif init.weights != RANDOM:
-        blank = _blank(model, sizes)
-        weights = fitted(read_state(init.weights, "init.weights"), blank, init.weights, notes)
-    if init.masks != UNIFORM and method.name != "scl":
+    channels = manifest.image.channels
+    sizes = {"num_classes": len(manifest.classes), "in_chans": channels}
+    if init.masks not in (AUTO, UNIFORM) and method.name != "scl":
         raise UsageError(
             f"init.masks: {init.masks} needs mask variables, and method {method.name} has none: "
             "choose method.name=scl, or init.masks=uniform"
         )
-    if init.masks not in (UNIFORM, MAGNITUDE):
-        live = check_masks(read_state(init.masks, "init.masks"), _blank(model, sizes), init.masks)
+    if init.weights == PRETRAINED:
+        weights = _pretrained(model, sizes, notes)
+    elif init.weights != RANDOM:
+        blank = _blank(model, sizes)
+        state = read_state(init.weights, "init.weights")
+        weights, said = fitted(state, blank, channels, init.weights)
+        notes += said
+        if init.masks == AUTO:
+            live = _structure_of(weights, blank, recipe, notes)
+    if init.masks not in (AUTO, UNIFORM, MAGNITUDE):
+        state = read_state(init.masks, "init.masks")
+        live, said = check_masks(state, _blank(model, sizes), channels, init.masks)
+        notes += said
     return Initial(weights, live, tuple(notes))
+
+
+def _structure_of(
+    weights: Mapping[str, Tensor], blank: nn.Module, recipe: Recipe, notes: list[str]
+) -> dict[str, Tensor]:
+    """The live connections of a network that is sparse, for a method that can keep them."""
+    live = live_connections(weights, blank)
+    total = sum(mask.numel() for mask in live.values())
+    density = sum(int(mask.sum()) for mask in live.values()) / max(total, 1)
+    if density > _DENSE:
+        return {}
+    source = f"init.weights: {recipe.init.weights} is sparse, {percent(density)} of it is live"
+    if recipe.method.name != "scl":
+        notes.append(
+            f"{source}, and method {recipe.method.name} does not keep its zeros: scl does, and "
+            "`scl retrain` trains its weights alone"
+        )
+        return {}
+    notes.append(f"{source}: its zeros start dead (init.masks=uniform would bring them back)")
+    return live
 
 
 def _blank(model: ModelConfig, sizes: dict[str, int]) -> nn.Module:
@@ -140,7 +172,7 @@ def first_masks(optimizer: Optimizer, init: InitConfig, initial: Initial) -> dic
 
     To be asked before an engine replaces the parameters. Empty where SCL's own uniform ones do.
     """
-    if init.masks == UNIFORM:
+    if init.masks == UNIFORM or (init.masks == AUTO and not from_main(bool(initial.live))):
         return {}
     assert isinstance(optimizer, SCL)
     masks = {}
@@ -152,11 +184,11 @@ def first_masks(optimizer: Optimizer, init: InitConfig, initial: Initial) -> dic
             geometry = geometry_of(group, place, param.shape)
             if init.masks == MAGNITUDE:
                 mask = magnitude_masks(weight, geometry)
-            elif initial.live:
+            elif name in initial.live:
                 live = _whole_units(initial.live[name].float(), geometry).gt(0)
                 mask = live.to(weight.device).float() * 2 - 1
             else:
-                mask = torch.empty_like(weight)
+                mask = torch.ones_like(weight)
             mask = (mask * group["mask_init"]).contiguous()
             # Not computed by each: another kind of device may round otherwise.
             dist.broadcast(mask, 0)
@@ -207,6 +239,9 @@ class FirstState:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         mask = self._masks[name].to(weight.device).reshape(-1)[part]
         return {"weight": weight.to(dtype, copy=True), "mask": mask}
+
+    def read_whole(self, name: str) -> dict[str, Any]:
+        return {}
 
 
 def seed_everything(seed: int) -> None:

@@ -176,8 +176,9 @@ def find_start(recipe: Recipe, manifest: Manifest) -> Checkpoint | None:
     difference = resume_difference(found.meta["recipe"], recipe)
     if difference:
         raise UsageError(
-            f"{found.path} belongs to another recipe: {difference}; take its recipe, another "
-            "run_dir, or remove the folder to start anew"
+            f"{found.path} belongs to another recipe: {difference}; take its recipe, or choose "
+            "another run_dir, to begin anew or, with init.weights="
+            f"{recipe.folder}, from its weights"
         )
     if found.meta["data"] != manifest.fingerprint():
         raise UsageError(

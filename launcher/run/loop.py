@@ -56,7 +56,9 @@ def train(inputs: Inputs, learner: Learner, course: Course, start: Checkpoint | 
                     saver.finish()
                     raise RunError(
                         f"the gradient was not finite {monitor.skipped_in_a_row} updates in a row; "
-                        f"the last good state is saved in {saver.folder}. Lower optim.lr, or set "
+                        f"the last good state is saved in {saver.folder}. Another learning rate "
+                        "makes another run, which can begin with these weights: add --set "
+                        f"init.weights={recipe.folder} --set run_dir=…, and a lower optim.lr or "
                         "optim.clip_grad_norm"
                     )
             progress.results = validate(learner, inputs, lambda: watchdog.beat("evaluating"))
@@ -91,8 +93,9 @@ def open_tracker(inputs: Inputs, progress: Progress) -> Tracker:
         recipe=recipe.as_dict() | {"data_set": finish.data_facts(inputs.manifest)},
         resume_step=progress.step,
         wandb_id=progress.wandb_id,
+        wandb_said=progress.wandb_said,
     )
-    progress.wandb_id = tracker.wandb_id
+    progress.wandb_id, progress.wandb_said = tracker.wandb_id, tracker.wandb_said
     say(
         f"{recipe.name}: {recipe.model.name}, {recipe.method.name}, {plan.samples:,} samples; "
         f"{plan.world_size} rank(s) × {plan.accumulation} × {plan.micro_batch_size} = batch "

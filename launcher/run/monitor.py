@@ -187,7 +187,8 @@ class Monitor:
             raise RunError(
                 f"{self._corrupt:.0f} samples could not be decoded, {share:.2%} of those read; "
                 f"data.max_corrupt_fraction allows {self._max_corrupt_fraction:.2%}. The log names "
-                "each shard and key; pack the data again, or allow more"
+                "each shard and key; allow more, and the same command goes on from the last "
+                "checkpoint, or pack the data again for a run in another run_dir"
             )
 
 

@@ -15,13 +15,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from launcher.checkpoints.manifest import CheckpointError
 from launcher.checkpoints.saved_optimizer import Pieces
+from launcher.errors import RunError
 from launcher.run.zero import flat_shards
 from sclcore import SCL
 from sclcore.sparse import SparseOptimizer
 
 # The float32 copy that is trained where the model itself has less precision.
 _MASTER = "master"
+_UNSHARDED = "use engine.zero_stage=0, where every rank holds whole parameters"
 
 
 def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
@@ -48,6 +51,8 @@ class Source(Protocol):
     updates: list[int]
 
     def read(self, name: str, start: int, length: int) -> dict[str, Tensor]: ...
+
+    def read_whole(self, name: str) -> dict[str, Any]: ...
 
 
 class OptimizerState:
@@ -89,19 +94,16 @@ class OptimizerState:
     def pieces(self) -> Pieces:
         """What this rank has to save: views of its state, not copies.
 
-        Where nothing is sharded all ranks hold the same, and rank 0 saves it.
+        Where nothing is sharded all ranks hold the same, and rank 0 saves it. Raises RunError, on
+        all ranks, for state that a checkpoint cannot hold.
         """
-        if self._zero is None and dist.get_rank() != 0:
-            return {}
-        return {
-            part.name: {
-                "shape": list(part.shape),
-                "start": part.start,
-                "length": part.length,
-                "values": self._values(part),
-            }
-            for part in self._parts
+        self._check_owners()
+        groups = self._optimizer.param_groups
+        updates = {
+            id(p): n for group, n in zip(groups, self.updates, strict=True) for p in group["params"]
         }
+        pieces = {part.name: self._piece(part, updates[id(part.tensor)]) for part in self._parts}
+        return {} if self._zero is None and dist.get_rank() != 0 else pieces
 
     @property
     def updates(self) -> list[int]:
@@ -119,7 +121,8 @@ class OptimizerState:
     def load(self, saved: Source) -> None:
         """Take this rank's part of a saved state, once the model has its values.
 
-        Raises CheckpointError when it is not of this model.
+        Raises CheckpointError when it is not of this model, or is of whole parameters and this
+        rank holds slices.
         """
         for part in self._parts:
             values = saved.read(part.name, part.start, part.length)
@@ -136,14 +139,9 @@ class OptimizerState:
                 if key not in state:
                     state[key] = torch.zeros_like(part.tensor, dtype=value.dtype)
                 _put(part, state[key], value)
-        for group, updates in zip(self._optimizer.param_groups, saved.updates, strict=True):
-            if "updates" in group:
-                group["updates"] = updates
-            elif isinstance(self._optimizer, AdamW):
-                for p in group["params"]:
-                    if p in self._optimizer.state:
-                        step = torch.tensor(float(updates), device=p.device)
-                        self._optimizer.state[p]["step"] = step
+        self._load_updates(saved.updates)
+        for part in self._parts:
+            self._load_whole(part, saved.read_whole(part.name))
         if isinstance(self._optimizer, SparseOptimizer):
             self._optimizer.write_weights()
         if self._zero is not None:
@@ -153,22 +151,99 @@ class OptimizerState:
             # Where the optimizer trains float32 copies, the model follows them.
             self._params[part.name].detach().copy_(part.tensor.detach())
 
-    def _values(self, part: _Part) -> dict[str, Tensor]:
-        """This rank's stretch of everything known of a parameter, and single numbers (0-dim)."""
+    def _load_updates(self, counts: list[int]) -> None:
+        for group, updates in zip(self._optimizer.param_groups, counts, strict=True):
+            if "updates" in group:
+                group["updates"] = updates
+            elif isinstance(self._optimizer, AdamW):
+                for p in group["params"]:
+                    if p in self._optimizer.state:
+                        step = torch.tensor(float(updates), device=p.device)
+                        self._optimizer.state[p]["step"] = step
+
+    def _load_whole(self, part: _Part, whole: dict[str, Any]) -> None:
+        if whole and self._zero is not None:
+            raise CheckpointError(
+                f"the checkpoint holds {next(iter(whole))!r} of {part.name} as a whole, which "
+                f"ranks that share a parameter out cannot take: {_UNSHARDED}"
+            )
+        for key, value in whole.items():
+            self._optimizer.state[part.tensor][key] = _moved(value, part.tensor.device)
+
+    def _check_owners(self) -> None:
+        """Refuse state that belongs to no parameter: nothing could give it back."""
+        known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        for owner, values in self._optimizer.state.items():
+            if id(owner) not in known and values:
+                raise RunError(
+                    f"the optimizer keeps state of {owner!r:.60}, which is none of its parameters, "
+                    "and a checkpoint cannot hold that: keep it in optimizer.state[parameter]"
+                )
+
+    def _piece(self, part: _Part, updates: int) -> dict[str, Any]:
+        """This rank's stretch of everything known of a parameter, and what has no stretches.
+
+        `updates` are those of its group, which are saved for all its parameters at once.
+        """
         state = self._optimizer.state.get(part.tensor, {})
-        values = {
-            key: value
-            for key, value in state.items()
-            if isinstance(value, Tensor) and key != "step" and value.shape == part.tensor.shape
-        }
+        values: dict[str, Tensor] = {}
+        whole: dict[str, Any] = {}
+        for key, value in state.items():
+            counted = key == "step" and isinstance(self._optimizer, AdamW)
+            if value is None or (counted and int(value) == updates):
+                continue
+            if isinstance(value, Tensor) and value.shape == part.tensor.shape:
+                values[key] = _stretch(part, value)
+                continue
+            self._check_whole(part, key, value)
+            if isinstance(value, Tensor) and value.ndim == 0 and not counted:
+                values[key] = value.detach()
+            else:
+                whole[key] = value
         if part.tensor.dtype != self._params[part.name].dtype:
-            values[_MASTER] = part.tensor
-        numbers = {
-            key: value.detach()
-            for key, value in state.items()
-            if isinstance(value, Tensor) and key not in ("step", *values) and value.ndim == 0
+            values[_MASTER] = _stretch(part, part.tensor)
+        piece = {
+            "shape": list(part.shape),
+            "start": part.start,
+            "length": part.length,
+            "values": values,
         }
-        return {key: _stretch(part, value) for key, value in values.items()} | numbers
+        return piece | ({"whole": whole} if whole else {})
+
+    def _check_whole(self, part: _Part, key: str, value: Any) -> None:
+        """Refuse what is no tensor element by element, where it cannot be saved as it is."""
+        if self._zero is not None:
+            what = "×".join(map(str, value.shape)) if isinstance(value, Tensor) else repr(value)
+            raise RunError(
+                f"the optimizer keeps {key!r} ({what:.60}) of a slice of parameters, {part.name} "
+                "among them, and it cannot be told what of it is whose, so no checkpoint can hold "
+                f"it: {_UNSHARDED}"
+            )
+        if not _is_plain(value):
+            raise RunError(
+                f"the optimizer keeps {key!r} of {part.name}, of type {type(value).__name__}, "
+                "which a checkpoint cannot hold: it should be tensors, numbers, strings, and "
+                "lists, tuples and mappings of these"
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(k, str | int) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, Tensor | bool | int | float | str)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A copy of its own, whose tensors are on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device, copy=True)
+    if isinstance(value, dict):
+        return {key: _moved(each, device) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(each, device) for each in value)
+    return value
 
 
 def _stretch(part: _Part, value: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.checkpoints.checkpoint import Checkpoint
 from launcher.folder.results import is_finished
 from launcher.recipe.recipe import Recipe
+from launcher.run.foreseen import foreseen
 from launcher.run.initial import Initial, read_initial
 from launcher.run.inputs import Inputs, find_start, open_inputs
 
@@ -34,5 +35,9 @@ def prepare(recipe: Recipe, world_size: int, *, is_main: bool = True) -> Prepare
     """
     inputs = open_inputs(recipe, world_size)
     start = find_start(recipe, inputs.manifest) if is_main else None
-    initial = read_initial(recipe, inputs.manifest) if is_main and start is None else Initial()
+    initial = Initial()
+    if is_main and start is None:
+        initial = read_initial(recipe, inputs.manifest)
+        notes = (*initial.notes, *foreseen(recipe, inputs.total_steps))
+        initial = replace(initial, notes=notes)
     return Prepared(inputs, start, initial)

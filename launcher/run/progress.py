@@ -18,5 +18,7 @@ class Progress:
     results: dict[str, float] = field(default_factory=dict)
     """Of the newest evaluation."""
     wandb_id: str | None = None
+    wandb_said: dict[str, str] = field(default_factory=dict)
+    """What W&B's variables have said of how it shows the run."""
     steering: dict[str, float] | None = None
     """Of λ, where the recipe has a target (`sclcore.controller.Steering`)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from data.files import atomic_write
 from launcher.folder.results import ReportError, read_run
 from launcher.recipe.tracking import TrackingConfig
 from launcher.tracking.charts import charts_of
+from launcher.tracking.identity import Identity, shown_name
 from launcher.tracking.lines import Lines
 from launcher.tracking.mode import Mode
 from launcher.tracking.values import Histogram, json_of, number
@@ -37,8 +37,8 @@ class Tracker:
 
     `resume_step` is the step of the checkpoint the run continues from (0: from the start): what
     was recorded beyond it moves to `metrics.discarded.jsonl`, so that each step is there once.
-    `wandb_id`, kept in the checkpoint by the caller, makes W&B continue the same run. `recipe` is
-    the resolved recipe, shown as the run's configuration.
+    `wandb_id` and `wandb_said`, kept in the checkpoint by the caller, make W&B continue the same
+    run. `recipe` is the resolved recipe, shown as the run's configuration.
     """
 
     def __init__(
@@ -50,16 +50,23 @@ class Tracker:
         recipe: dict[str, Any],
         resume_step: int = 0,
         wandb_id: str | None = None,
+        wandb_said: Mapping[str, str] | None = None,
     ) -> None:
         self._run_dir, self._run_name = run_dir, run_name
-        self._id = wandb_id or secrets.token_hex(4)
+        name = shown_name(run_name, run_dir)
+        self._identity = Identity.find(config, name, wandb_id, wandb_said or {})
         self._lines = Lines(run_dir / "metrics.jsonl", resume_step)
-        self._wandb = WandbRun(run_dir, config, run_name, recipe, self._id)
+        self._wandb = WandbRun(run_dir, config, self._identity, recipe)
 
     @property
     def wandb_id(self) -> str:
         """The W&B id of this run: the one given, or a new one; also where W&B is off."""
-        return self._id
+        return self._wandb.run_id
+
+    @property
+    def wandb_said(self) -> dict[str, str]:
+        """What the environment has said of how W&B shows this run."""
+        return self._identity.said
 
     @property
     def wandb_mode(self) -> Mode:
@@ -77,7 +84,7 @@ class Tracker:
         if self.wandb_mode != "offline":
             return None
         folders = shlex.quote(str(self._run_dir / "wandb"))
-        return f"wandb sync {folders}/offline-run-*-{self._id}"
+        return f"wandb sync {folders}/offline-run-*-{shlex.quote(self.wandb_id)}"
 
     def log(self, metrics: Mapping[str, Any], *, step: int, epoch: float) -> None:
         """Record `metrics`, numbers or a `Histogram`, as of `step`.

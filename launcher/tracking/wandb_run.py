@@ -13,6 +13,7 @@ import numpy as np
 
 from launcher.recipe.tracking import TrackingConfig
 from launcher.tracking.charts import Charts
+from launcher.tracking.identity import Identity
 from launcher.tracking.mode import Mode, resolve_mode
 from launcher.tracking.series import SERIES
 from launcher.tracking.values import Histogram
@@ -27,33 +28,22 @@ _WORDS: dict[Mode, str] = {"offline": "offline", "off": "with metrics.jsonl alon
 
 
 class WandbRun:
-    """`mode` and `url` are those after all fallbacks. Nothing here raises."""
+    """`mode`, `url` and `run_id` are those after all fallbacks. Nothing here raises."""
 
     def __init__(
-        self,
-        run_dir: Path,
-        config: TrackingConfig,
-        run_name: str,
-        recipe: dict[str, Any],
-        run_id: str,
+        self, run_dir: Path, config: TrackingConfig, identity: Identity, recipe: dict[str, Any]
     ) -> None:
         self._run: Any = None
         self.mode: Mode = resolve_mode(config.wandb)
         self.url: str | None = None
+        self.run_id = identity.run_id
         if self.mode == "online":
-            self._start(run_dir, config, run_name, recipe, run_id, fallback="offline")
+            self._start(run_dir, identity, recipe, fallback="offline")
         if self.mode == "offline":
-            self._start(run_dir, config, run_name, recipe, run_id, fallback="off")
+            self._start(run_dir, identity, recipe, fallback="off")
 
     def _start(
-        self,
-        run_dir: Path,
-        config: TrackingConfig,
-        run_name: str,
-        recipe: dict[str, Any],
-        run_id: str,
-        *,
-        fallback: Mode,
+        self, run_dir: Path, identity: Identity, recipe: dict[str, Any], *, fallback: Mode
     ) -> None:
         wandb: Any = None
         try:
@@ -64,15 +54,11 @@ class WandbRun:
 
             self._run = wandb.init(
                 mode=self.mode,  # pyright: ignore[reportArgumentType]
-                id=run_id,
+                id=identity.run_id,
                 resume="allow",
                 dir=run_dir,
-                name=run_name,
                 config=recipe,
-                project=config.project,
-                group=config.group,
-                tags=config.tags,
-                notes=config.notes,
+                **identity.shown,
                 settings=wandb.Settings(
                     console="off",
                     silent=True,
@@ -81,6 +67,8 @@ class WandbRun:
                 ),
             )
             _define_axes(self._run)
+            # In a sweep of W&B's, its agent decides.
+            self.run_id = self._run.id
             self.url = self._run.url if self.mode == "online" else None
         except Exception as error:
             _log.warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file, save_file
+from timm.models import adapt_input_conv
 from torch import nn
 
 from data.shards.manifest import Manifest, load_manifest
@@ -104,6 +106,44 @@ def test_a_classifier_for_other_classes_starts_anew(
     assert model["classifier.weight"].shape[0] == 10
 
 
+@pytest.mark.parametrize(("there", "here"), [(3, 1), (1, 3)])
+def test_timms_weights_for_other_images_and_classes_are_turned_to_these(
+    there: int, here: int, recipe: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    """The file of a pretrained network as timm publishes it: 3 channels, 1,000 classes."""
+    ours = load_recipe(recipe, ["model.name=resnet10t", f"init.weights={tmp_path}/r.pt"])
+    ours.model.kwargs.clear()
+    published = weights_of(ours, classes=1000, channels=there)
+    torch.save(published, tmp_path / "r.pt")
+    sizes = {"channels": here, "mean": [0.5] * here, "std": [0.5] * here}
+    images = manifest.model_copy(update={"image": manifest.image.model_copy(update=sizes)})
+    initial = read_initial(ours, images)
+    how = "summed over them" if here == 1 else "repeated and scaled"
+    where = f"in {tmp_path}/r.pt and"
+    assert initial.notes == (
+        f"init.weights: conv1.0 is for images of {there} channels {where} {here} here: {how}",
+        f"init.weights: the classifier fc is for 1000 classes {where} 10 here: it starts anew",
+    )
+    model = initial_model(ours, images, initial).state_dict()
+    first = published["conv1.0.weight"]
+    expected = adapt_input_conv(1, first.clone()) if here == 1 else first.repeat(1, 3, 1, 1) / 3
+    # The sum may be rounded in another order.
+    torch.testing.assert_close(model["conv1.0.weight"], expected)
+    assert torch.equal(model["layer1.0.conv1.weight"], published["layer1.0.conv1.weight"])
+    assert model["fc.weight"].shape[0] == 10
+
+
+def test_weights_without_a_classifier(recipe: Path, manifest: Manifest, tmp_path: Path) -> None:
+    here = load_recipe(recipe, [f"init.weights={tmp_path}/w.pt"])
+    body = {k: v for k, v in weights_of(here).items() if not k.startswith("classifier.")}
+    torch.save(body, tmp_path / "w.pt")
+    initial = read_initial(here, manifest)
+    assert initial.notes == (
+        f"init.weights: the classifier classifier is not in {tmp_path}/w.pt: it starts anew",
+    )
+    assert initial.weights.keys() == body.keys()
+
+
 def _lacking(state: dict[str, torch.Tensor]) -> None:
     del state["features.3.weight"]
 
@@ -113,7 +153,7 @@ def _foreign(state: dict[str, torch.Tensor]) -> None:
 
 
 def _reshaped(state: dict[str, torch.Tensor]) -> None:
-    state["features.0.weight"] = torch.ones(8, 3, 3, 3)
+    state["features.0.weight"] = torch.ones(8, 3, 5, 5)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +161,7 @@ def _reshaped(state: dict[str, torch.Tensor]) -> None:
     [
         (_lacking, "it lacks features.3.weight; give weights of the same model"),
         (_foreign, "unknown to the model: extra.weight;"),
-        (_reshaped, "features.0.weight is 8×3×3×3 there and 8×1×3×3 here"),
+        (_reshaped, "features.0.weight is 8×3×5×5 there and 8×1×3×3 here"),
     ],
 )
 def test_weights_of_another_model_are_refused(
@@ -243,6 +283,67 @@ def test_masks_from_a_file_keep_its_zeros_dead(
     assert not initial.weights, "its weights are not asked for"
 
 
+def _sparse(recipe: Path, folder: Path, classes: int = 10) -> dict[str, torch.Tensor]:
+    state = weights_of(load_recipe(recipe), classes=classes)
+    for name in ("features.3.weight", "classifier.weight"):
+        state[name].view(-1)[::2] = 0
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    return state
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("classes", [10, 7])
+@pytest.mark.parametrize("key", ["init.weights", "init.masks"])
+def test_a_sparse_source_keeps_its_zeros(
+    key: str, classes: int, recipe: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    """Whatever its classes: a classifier that starts anew has all its connections."""
+    state = _sparse(recipe, tmp_path / "run", classes)
+    here = load_recipe(recipe, [f"{key}={tmp_path / 'run'}"])
+    initial = read_initial(here, manifest)
+    notes = "\n".join(initial.notes)
+    assert ("it starts anew" in notes) == (classes != 10)
+    kept = "is sparse, .* of it is live: its zeros start dead .init.masks=uniform would"
+    assert bool(re.search(kept, notes)) == (key == "init.weights")
+    model = initial_model(here, manifest, initial)
+    optimizer = build_optimizer(here.method, here.optim, model, torch.empty(1, 1, 8, 8))
+    masks = first_masks(optimizer, here.init, initial)
+    assert torch.equal(masks["features.3.weight"] > 0, state["features.3.weight"] != 0)
+    head = (
+        state["classifier.weight"] != 0
+        if classes == 10
+        else torch.ones_like(masks["classifier.weight"])
+    )
+    assert torch.equal(masks["classifier.weight"] > 0, head.bool())
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_masks_stay_uniform_from_a_dense_source_or_where_that_is_said(
+    recipe: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    _sparse(recipe, tmp_path / "run")
+    torch.save(weights_of(load_recipe(recipe)), tmp_path / "dense.pt")
+    uniform = [f"init.weights={tmp_path / 'run'}", "init.masks=uniform"]
+    for settings in ([f"init.weights={tmp_path}/dense.pt"], uniform):
+        here = load_recipe(recipe, settings)
+        initial = read_initial(here, manifest)
+        model = initial_model(here, manifest, initial)
+        optimizer = build_optimizer(here.method, here.optim, model, torch.empty(1, 1, 8, 8))
+        assert first_masks(optimizer, here.init, initial) == {} and not initial.notes
+
+
+def test_another_method_says_that_it_keeps_no_zeros(
+    recipe: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    _sparse(recipe, tmp_path / "run")
+    values = yaml.safe_load(recipe.read_text()) | {"method": {"name": "dense"}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+    here = load_recipe(tmp_path / "r.yaml", [f"init.weights={tmp_path / 'run'}"])
+    [note] = read_initial(here, manifest).notes
+    assert "is sparse, " in note and "and method dense does not keep its zeros: scl does" in note
+
+
 def test_weights_can_be_kept_as_they_began(recipe: Path) -> None:
     """Pruning from random weights: only masks, biases and norms learn."""
     here = load_recipe(recipe, ["method.train_weights=false", "method.mask_lr=0.05"])
@@ -357,6 +458,10 @@ def test_a_checkpoint_from_before_init_existed_still_continues(recipe: Path) -> 
     saved = here.as_dict()
     del saved["init"]
     assert resume_difference(saved, here) is None
+    # What a run wrote before `auto` was the default.
+    then = here.as_dict() | {"init": {"weights": "run", "masks": "uniform", "seed": None}}
+    assert resume_difference(then, load_recipe(recipe, ["init.weights=run"])) is None
+    assert here.init.masks == "uniform", "as ever, where there is no network to begin with"
     other = load_recipe(recipe, ["init.masks=magnitude"])
     assert resume_difference(saved, other) == "init.masks is 'magnitude' here and 'uniform' there"
 

@@ -250,6 +250,7 @@ MAPS = {
     "short": "elements of them from parameters|elements, .* of them from parameters",
     "round_robin": "round_robin_gradients reorders parameters",
     "offload": "offload to the CPU is unsupported",
+    "gate": r"keeps 'gate' \(5\) of a slice of parameters, .* use engine.zero_stage=0",
     # Nothing of the others has stayed.
     "sound again": None,
 }

@@ -56,7 +56,11 @@ def check_map(case: str, config: EngineConfig) -> None:
     )
     engine = build_engine(model, optimizer, plan, clip_grad_norm=None, config=config)
     spoil(case, engine.optimizer, model)
-    OptimizerState(engine, model, optimizer, names)
+    state = OptimizerState(engine, model, optimizer, names)
+    if case == "gate":
+        [flat] = optimizer.param_groups[0]["params"]
+        optimizer.state[flat]["gate"] = torch.ones(5)
+    state.pieces()
 
 
 def spoil(case: str, zero: Any, model: Any) -> None:

@@ -21,8 +21,8 @@ DEEP = {f"layer{i // 9}.{i % 9}.conv.weight": 36864 for i in range(54)}
 DENSE = {"name": "dense"}
 
 
-def scl(lam: float) -> dict[str, Any]:
-    return {"name": "scl", "lam": lam}
+def scl(lam: float, **more: Any) -> dict[str, Any]:
+    return {"name": "scl", "lam": lam, **more}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from launcher.compare import compare_runs
 from launcher.compare.courses import PANELS, band_of, courses
 from launcher.compare.figures import accuracy
 from launcher.compare.layers import layers
+from launcher.compare.series import series_of
 from launcher.reports.style import look_of
 from tests.launcher.compare.compared import DEEP, DENSE, SMALL, Made, scl, write_run, write_sweep
 
@@ -79,6 +80,27 @@ def test_points_bars_and_front_are_where_the_numbers_are(runs: Path) -> None:
     assert list(front.get_xdata())[:-1] == [
         comparison.configurations[i].mean("density") for i in (2, 1, 0)
     ]
+
+
+def test_a_line_joins_runs_that_differ_in_lam_alone(tmp_path: Path) -> None:
+    for place, made in enumerate(
+        [
+            Made("a", scl(0.1), density=0.3),
+            Made("b", scl(0.2), density=0.2, data="elsewhere/the/same"),
+            Made("c", scl(0.3), density=0.1, epochs=16),
+            Made("d", scl(0.4, mask_lr=0.01), density=0.05),
+            Made("e", scl(0.3, target_density=0.04), density=0.04),
+            Made("f", scl(0.3, target_density=0.02), density=0.02),
+        ]
+    ):
+        write_run(tmp_path / str(place), made)
+    comparison = compare_runs([tmp_path])
+    joined = [{c.name for c in series} for series in series_of(comparison.configurations)]
+    assert sorted(map(sorted, joined)) == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+    axes: Any = accuracy(comparison).axes[0]
+    lines = [line for line in axes.get_lines() if line.get_alpha() and line.get_linestyle() == "-"]
+    sizes = [len(line.get_xdata()) for line in lines if line.get_marker() == "None"]
+    assert sorted(size for size in sizes if size > 1) == [2, 2]
 
 
 def test_bands_are_means_and_deviations_over_seeds(runs: Path) -> None:

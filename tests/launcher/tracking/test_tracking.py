@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from launcher.folder.results import Run
 from launcher.recipe.tracking import TrackingConfig
 from launcher.tracking import Tracker, wandb_run
 from launcher.tracking.charts import charts_of
+from launcher.tracking.identity import shown_name
 from launcher.tracking.mode import resolve_mode
 from tests.launcher.tracking.wandb_files import history_of, items_of, of_type, records_of
 
@@ -37,7 +39,8 @@ def _no_key_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 def _tracker(run_dir: Path, wandb_mode: str = "off", **options: Any) -> Tracker:
     config = TrackingConfig.model_validate({"wandb": wandb_mode, "tags": ["t"], "notes": "why"})
-    return Tracker(run_dir, config, run_name="trial", recipe=RECIPE, **options)
+    options = {"run_name": "trial"} | options
+    return Tracker(run_dir, config, recipe=RECIPE, **options)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -182,7 +185,7 @@ def test_offline_run_holds_series_config_and_axis(tmp_path: Path) -> None:
     config = items_of(run.config.update)
     assert {key: config[key] for key in RECIPE} == RECIPE
     assert (run.display_name, run.project, list(run.tags), run.notes) == (
-        "trial",
+        f"trial {tmp_path.name}",
         "scl",
         ["t"],
         "why",
@@ -215,6 +218,47 @@ def test_resuming_continues_the_same_wandb_run(tmp_path: Path) -> None:
     assert _steps(tmp_path) == [10, 20]
     pattern = second.sync_command
     assert pattern == f"wandb sync {tmp_path}/wandb/offline-run-*-{first.wandb_id}"
+
+
+@pytest.mark.parametrize("sweep", [None, "s1"])
+def test_wandbs_variables_are_honoured_and_a_resume_stays_in_the_run(
+    sweep: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as variables:
+        variables.setenv("WANDB_RUN_ID", "abc123")
+        variables.setenv("WANDB_NAME", "my trial")
+        variables.setenv("WANDB_TAGS", "a, b")
+        variables.setenv("WANDB_RUN_GROUP", "night")
+        if sweep:
+            variables.setenv("WANDB_SWEEP_ID", sweep)
+        first = _tracker(tmp_path, "offline")
+        first.close(exit_code=1)
+        wandb.teardown()
+        # W&B keeps some for its own children.
+        for name in [n for n in os.environ if n.startswith("WANDB_") and n != "WANDB_DATA_DIR"]:
+            variables.delenv(name)
+    assert first.wandb_id == "abc123"
+    time.sleep(1.1)
+    second = _tracker(tmp_path, "offline", wandb_id=first.wandb_id, wandb_said=first.wandb_said)
+    second.close()
+    runs = [of_type(records, "run")[0] for records in records_of(tmp_path, "abc123")]
+    assert len(runs) == 2
+    for run in runs:
+        assert (run.run_id, run.display_name, run.run_group) == ("abc123", "my trial", "night")
+        assert sorted(run.tags) == ["a", "b", "t"]
+    assert runs[0].sweep_id == (sweep or "")
+    folders = shlex.split(first.sync_command or "")[-1]
+    assert len([*Path(folders).parent.glob(Path(folders).name)]) == 2
+
+
+def test_runs_of_one_recipe_in_several_folders_have_several_names(tmp_path: Path) -> None:
+    names = {
+        "runs/digits_scl": "digits_scl",
+        "runs/digits_scl-1234": "digits_scl-1234",
+        "runs/lam0.2": "digits_scl lam0.2",
+    }
+    for folder, name in names.items():
+        assert shown_name("digits_scl", tmp_path / folder) == name
 
 
 def test_off_touches_no_wandb(tmp_path: Path) -> None:
@@ -282,7 +326,7 @@ def test_wandb_failing_in_mid_run_warns_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class BreaksOnLog:
-        url = None
+        url, id = None, "x"
 
         def define_metric(self, *_: Any, **__: Any) -> None: ...
 
@@ -303,7 +347,7 @@ def test_wandb_failing_in_mid_run_warns_once(
 class _Online:
     """Stands in for an online run: no server is at hand. Keeps what it is given."""
 
-    url = "https://w.local/run"
+    url, id = "https://w.local/run", "x"
 
     def __init__(self, broken: str = "") -> None:
         self.broken = broken
