@@ -1,21 +1,28 @@
-# Two commands, each doing all its own set-up in .venv:  make demo   make test
+# Each does all its own set-up in .venv:  make demo   make test   make test-all
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/digits_scl
 # Two ranks need two GPUs; with one, they run on the CPU.
 ON_CPU := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c GPU)),DS_ACCELERATOR=cpu)
+LANES ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(LANES) --dist loadfile
+CHECKS := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
-.PHONY: demo test figures clean-demo
+.PHONY: demo test test-all figures clean-demo
 
 demo: .venv/.installed
 	$(BIN)/scl pack digits --out runs/data/digits
 	$(ON_CPU) $(BIN)/scl train --recipe recipes/digits_scl.yaml
 
+# Every behaviour. The tests of one file share what is made for them, so a file stays in one lane.
 test: .venv/.installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(CHECKS)
+	$(PYTEST)
+
+# And what takes minutes: benchmarks, most injected faults, heavy exports, all scenarios of Slurm.
+test-all: .venv/.installed-dev
+	$(CHECKS)
+	$(PYTEST) -m ""
 
 figures: .venv/.installed
 	$(BIN)/python docs/figures/proxies.py --out docs/figures/proxies.png

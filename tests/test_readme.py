@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +16,8 @@ from launcher import cli
 from launcher.models import model_on_meta
 from launcher.recipe.load import load_recipe
 from launcher.run.optimizer import build_optimizer
+from tests import forkserver
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -60,11 +60,9 @@ def test_the_loop_under_fsdp2() -> None:
     fsdp, semi_structured = blocks("docs/scaling.md", "python")
     batches = "import torch\nbatches = [(torch.randn(8, 64), torch.arange(8))] * 3\n"
     shown = "\nprint(sum(int(m.sum()) for m in masks.values()))\n"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    world = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    result = subprocess.run(
+    world = {"RANK": "0", "WORLD_SIZE": "1"}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    result = forkserver.run(
         [sys.executable, "-c", batches + fsdp + shown],
         cwd=ROOT,
         env=os.environ | world,

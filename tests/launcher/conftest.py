@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from data.packing.pack import pack
 from data.sources.digits import digits
 from launcher.checkpoints import checkpoint
 from launcher.checkpoints.saved_optimizer import SavedOptimizer
+from tests import forkserver
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -37,12 +38,6 @@ def environment(**more: str) -> dict[str, str]:
         if key not in LAUNCHER_VARIABLES and not key.startswith(("SLURM", "WANDB", "COLUMNS"))
     }
     return kept | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | more
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 200) -> tuple[int, str]:
@@ -117,9 +112,13 @@ def recipe(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def launch(command: list[str], **more: str) -> subprocess.Popen[str]:
-    """Start `command` at the root of the checkout; the caller sees to its end."""
-    return subprocess.Popen(
+def launch(command: list[str], *, anew: bool = False, **more: str) -> subprocess.Popen[str]:
+    """Start `command` at the root of the checkout; the caller sees to its end.
+
+    A Python command is forked from a process that has everything imported, unless `anew`.
+    """
+    begin = subprocess.Popen if anew or command[0] != sys.executable else forkserver.popen
+    return begin(
         command,
         cwd=ROOT,
         env=environment(**more),
@@ -131,11 +130,11 @@ def launch(command: list[str], **more: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """`start(command, **environment)` → a process, which does not outlive the test."""
+    """`start(command, anew=…, **environment)` → a process, which does not outlive the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(command: list[str], **more: str) -> subprocess.Popen[str]:
-        started.append(launch(command, **more))
+    def run(command: list[str], *, anew: bool = False, **more: str) -> subprocess.Popen[str]:
+        started.append(launch(command, anew=anew, **more))
         return started[-1]
 
     yield run

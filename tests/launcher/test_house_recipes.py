@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from launcher.recipe.recipe import Recipe
 from launcher.run.optimizer import build_optimizer
 from launcher.start.sweep import load_sweep, plan_sweep
 from sclcore import SCL
+from tests import forkserver
 from tests.launcher.conftest import ROOT, environment
 
 # Training images, their shards as `scl pack` makes them, classes, channels.
@@ -188,7 +188,7 @@ def test_two_updates_of_every_network(folders: tuple[str, ...], noise: Path) -> 
         if path.parent.name in folders and not same:
             chosen[str(path)] = load_recipe(path)
     arguments = [f"{path}={json.dumps(reduced(r, noise))}" for path, r in chosen.items()]
-    result = subprocess.run(
+    result = forkserver.run(
         [sys.executable, "-m", "tests.launcher.recipe_worker", *arguments],
         cwd=ROOT,
         env=environment(),

@@ -68,11 +68,15 @@ def test_the_same_seed_gives_the_same_network_by_every_launcher(
     script = ["launcher/train.py", "--recipe", str(recipe), "--set"]
     deepspeed = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
     deepspeed += ["--no_local_rank", "--master_port", free_port()]
-    code, output = finish(start([*deepspeed, *script, f"run_dir={tmp_path / 'deepspeed'}"]))
+    code, output = finish(
+        start([*deepspeed, *script, f"run_dir={tmp_path / 'deepspeed'}"], anew=True)
+    )
     assert code == 0, output
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     torchrun += ["--master_port", free_port()]
-    code, output = finish(start([*torchrun, *script, f"run_dir={tmp_path / 'torchrun'}"]))
+    code, output = finish(
+        start([*torchrun, *script, f"run_dir={tmp_path / 'torchrun'}"], anew=True)
+    )
     assert code == 0, output
     for launcher in ("deepspeed", "torchrun"):
         assert_identical(tmp_path / launcher, undisturbed)

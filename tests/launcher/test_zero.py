@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from sclcore.connections import find_connections
 from tests.launcher.conftest import (
     Start,
     assert_same_to_rounding,
-    environment,
     finish,
     free_port,
+    launch,
     mask_variables,
     run_ranks,
     summary,
@@ -223,19 +222,13 @@ def test_a_large_transformer_trains_sharded(recipe: Path, tmp_path: Path, start:
 def work(case: str, ranks: int = 1) -> list[tuple[int, str]]:
     port = free_port()
     processes = [
-        subprocess.Popen(
+        launch(
             [sys.executable, "-m", "tests.launcher.zero_worker", case],
-            cwd=WORKER.parents[2],
-            env=environment(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(ranks),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(ranks),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
         )
         for rank in range(ranks)
     ]

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests import forkserver
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -19,7 +21,7 @@ def launch(module: str, folder: Path, *, world: int, timeout: float) -> None:
     for rank, log in enumerate(logs):
         with log.open("w") as output:
             processes.append(
-                subprocess.Popen(
+                forkserver.popen(
                     [
                         *(sys.executable, "-m", module, str(rank)),
                         *(str(folder / "store"), str(folder / "out")),

@@ -25,6 +25,7 @@ from data.shards.manifest import load_manifest, verify_checksums, verify_shards
 from data.sources.digits import digits
 from data.sources.image_folder import imagefolder
 from data.sources.source import ArrayReader
+from tests import forkserver
 
 ROOT = Path(__file__).parents[3]
 
@@ -193,7 +194,7 @@ pack(digits(), Path(sys.argv[1]), progress=False)
 
 def test_killed_in_mid_shard_and_resumed(packed_digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(out)], cwd=ROOT, check=False)
+    done = forkserver.run([sys.executable, "-c", KILLED, str(out)], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     shards = sorted((out / "train").glob("shard-*.tar"))
     assert len(shards) == 699 // 85
@@ -221,7 +222,7 @@ def test_killed_parallel_packing_leaves_no_process_behind(tmp_path: Path, make_f
     script = tmp_path / "pack_it.py"
     script.write_text(PARALLEL)
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
+    process = forkserver.popen(
         [sys.executable, str(script), str(root), str(out)], env=env, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60

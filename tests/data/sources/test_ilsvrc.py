@@ -27,6 +27,7 @@ from data.sources.digits import digits
 from data.sources.ilsvrc import find_files, imagenet
 from data.sources.image_folder import imagefolder
 from data.sources.source import Source
+from tests import forkserver
 from tests.data.imagenet import DEVKIT_ROOT, MiniImageNet, tar_of, write_imagenet
 
 ROOT = Path(__file__).parents[3]
@@ -204,7 +205,7 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     folder, out = write_imagenet(tmp_path / "tars", per_class=60, val=120).folder, tmp_path / "out"
     command = [sys.executable, "-m", "launcher.cli", "pack", "imagenet", str(folder)]
     command += ["--shard-samples", "4", "--out"]
-    begun = subprocess.Popen(
+    begun = forkserver.popen(
         [*command, str(out), "--workers", "2"],
         cwd=ROOT,
         start_new_session=True,
@@ -221,12 +222,12 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     kept = shards | {path: path.stat().st_mtime_ns for path in out.glob("*.members.npz")}
     assert len(shards) < 120 and len(kept) == len(shards) + 2
     assert not (out / "train/manifest.json").exists()
-    done = subprocess.run(
+    done = forkserver.run(
         [*command, str(out), "--workers", "1"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert "360" in done.stdout and str(out / "val/contact_sheet.png") in done.stdout
-    subprocess.run([*command, str(tmp_path / "undisturbed")], cwd=ROOT, check=True)
+    forkserver.run([*command, str(tmp_path / "undisturbed")], cwd=ROOT, check=True)
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 

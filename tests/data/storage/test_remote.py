@@ -29,6 +29,7 @@ from data.stream import dataset as dataset_module
 from data.stream import plan as plan_module
 from data.stream.pipeline import eval_stream, open_split, train_stream
 from data.stream.plan import BatchPlan
+from tests import forkserver
 from tests.data.conftest import MakeTar, image_bytes
 from tests.data.servers import FileServer
 
@@ -371,7 +372,7 @@ for shard in load_manifest(split).shards[:3]:
 
 
 def start_fetching(packed_digits: Path, cache: Path, pause: float) -> subprocess.Popen:
-    return subprocess.Popen(
+    return forkserver.popen(
         [sys.executable, "-c", FETCH, str(packed_digits / "train"), str(cache), str(pause)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from data.stream.batch_memory import BatchMemory
 from data.stream.pipeline import DataConfig, open_split, train_stream
 from data.stream.plan import BatchPlan
+from tests import forkserver
 
 ROOT = Path(__file__).parents[3]
 
@@ -101,7 +101,7 @@ def test_an_exception_of_the_users_own_ends_the_process_and_its_workers(
 ) -> None:
     script = tmp_path / "raises.py"
     script.write_text(_RAISES)
-    ended = subprocess.run(
+    ended = forkserver.run(
         [sys.executable, str(script), str(packed_digits)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

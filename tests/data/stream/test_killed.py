@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from data.shards.manifest import load_manifest
 from data.stream import plan as plan_module
 from data.stream.plan import BatchPlan, epoch_order
+from tests import forkserver
 from tests.data.killed_reader import BATCH, EPOCHS, KILLS, SEED, WINDOW, acknowledged
 
 ROOT = Path(__file__).parents[3]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 def test_killed_at_random_positions_it_resumes_with_the_same_samples(
     packed_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, "-m", "tests.data.killed_reader", str(packed_digits), str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -34,6 +34,7 @@ from data.storage import reader as reader_module
 from data.stream.loader import load
 from data.stream.pipeline import DataConfig, eval_stream, normalise, open_split, train_stream
 from data.stream.plan import BatchPlan
+from tests import forkserver
 
 ROOT = Path(__file__).parents[3]
 Batches = list[dict[str, torch.Tensor]]
@@ -342,7 +343,7 @@ def test_signals_to_the_whole_group_leave_workers_alive(
 ) -> None:
     script = tmp_path / "signalled.py"
     script.write_text(SIGNALLED)
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, str(script), str(packed_digits)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
@@ -373,7 +374,7 @@ def test_a_killed_rank_leaves_no_process(packed_digits: Path, tmp_path: Path) ->
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     # Whoever is below it holds the pipe open: its end is that of the last process.
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, str(script), str(packed_digits)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -7,7 +7,6 @@ import pickle
 import random
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from launcher.checkpoints import checkpoint as ck
 from launcher.checkpoints import write as checkpoint_write
 from launcher.checkpoints.manifest import CheckpointError
 from launcher.recipe.checkpoint import CheckpointConfig
+from tests import forkserver
 from tests.launcher.checkpoints.saving import evaluation, save
 
 REPOSITORY = Path(__file__).parents[3]
@@ -424,7 +424,7 @@ else:
 
 def _run_killer(*arguments: str | Path) -> str:
     command = [sys.executable, "-c", _KILLER, *map(str, arguments)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = forkserver.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 from launcher.folder import results
 from launcher.folder.results import ReportError
 from launcher.reports import picture, report
+from tests import forkserver
 
 FIVE = {"conv1": 288, "conv2": 18432, "conv3": 73728, "fc1": 294912, "fc2": 2560}
 MANY = {f"layer{i // 9}.{i % 9}.downsample.conv": 2_359_296 for i in range(60)}
@@ -269,7 +269,7 @@ def test_a_pipe_gets_plain_text(tmp_path: Path) -> None:
     code += "report.show(Path(sys.argv[1]))"
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", code, str(run_dir)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    done = forkserver.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "98.85 %" in done.stdout
     assert [c for c in done.stdout if ord(c) < 32 and c != "\n"] == []

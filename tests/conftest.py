@@ -1,0 +1,39 @@
+"""What was collected, and what of it the chosen tier leaves out: read by test_tiers.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+
+@dataclass
+class Collected:
+    """Every test that was found, and those of them that are not run."""
+
+    tests: dict[str, bool] = field(default_factory=dict)
+    """Name → whether it is marked long."""
+    files: set[Path] = field(default_factory=set)
+    left_out: set[str] = field(default_factory=set)
+
+
+COLLECTED = pytest.StashKey[Collected]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[COLLECTED] = Collected()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    collected = config.stash[COLLECTED]
+    for item in items:
+        collected.tests[item.nodeid] = item.get_closest_marker("long") is not None
+        collected.files.add(item.path)
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        item.config.stash[COLLECTED].left_out.add(item.nodeid)
