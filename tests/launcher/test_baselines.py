@@ -33,7 +33,11 @@ def runs(smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pa
         folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
         command = [sys.executable, "-m", "tests.launcher.baseline_worker", str(short)]
         command += [str(folders[ranks]), *(["resume"] if ranks == 2 else [])]
-        world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        world: dict[str, Any] = {
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+        }
         started = [launch(command, RANK=str(r), LOCAL_RANK=str(r), **world) for r in range(ranks)]
         for code, output in (finish(process, timeout=800) for process in started):
             assert code == 0, output

@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from launcher.checkpoints import checkpoint
+from launcher.checkpoints.convert import to_whole
 from launcher.checkpoints.saved_optimizer import SavedOptimizer, layout_of, optimizer_part
-from launcher.checkpoints.tools import to_whole
 from launcher.errors import RunError
 from launcher.run.optimizer_state import OptimizerState, parameter_names
 from tests.launcher.checkpoints.saving import save
