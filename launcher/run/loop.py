@@ -59,6 +59,8 @@ def train(inputs: Inputs, learner: Learner, course: Course, start: Checkpoint | 
                         f"the last good state is saved in {saver.folder}. Lower optim.lr, or set "
                         "optim.clip_grad_norm"
                     )
+            if tracker is not None:
+                finish.get_ready()
             progress.results = validate(learner, inputs, lambda: watchdog.beat("evaluating"))
             monitor.end_epoch(epoch, progress.step, progress.results)
             progress.epochs = done = epoch + 1
