@@ -78,6 +78,10 @@ def _doctor(options: argparse.Namespace) -> int:
         raise UsageError("nothing to check: name a folder of shards, as in `scl doctor DIR`")
     if options.workers < 1:
         raise UsageError(f"--workers is {options.workers}; it must be at least 1")
+    # Before what decodes images is imported, and torch with it.
+    for folder in options.shards:
+        if not folder.exists():
+            raise UsageError(f"there is no folder {folder}; name one that holds shards")
     return _check_shards(options.shards, options.quick, options.workers)
 
 

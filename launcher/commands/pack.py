@@ -208,7 +208,13 @@ def _pack_digits(options: argparse.Namespace) -> int:
 
 
 def _pack_imagenet(options: argparse.Namespace) -> int:
+<<<<<<< HEAD
     from data.packing.claim import check_kind
+=======
+    _check_folder(options)
+
+    from data.packing.pack import check_kind
+>>>>>>> start
     from data.sources.ilsvrc import find_files, imagenet
 
     def source() -> Source:
@@ -228,6 +234,8 @@ def _pack_imagenet(options: argparse.Namespace) -> int:
 
 
 def _pack_imagefolder(options: argparse.Namespace) -> int:
+    _check_folder(options)
+
     from data.sources.image_folder import imagefolder
 
     def source() -> Source:
@@ -237,6 +245,8 @@ def _pack_imagefolder(options: argparse.Namespace) -> int:
 
 
 def _pack_huggingface(options: argparse.Namespace) -> int:
+    _check_folder(options)
+
     from data.sources.huggingface import huggingface
 
     def source() -> Source:
@@ -283,7 +293,18 @@ def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
     return 0
 
 
+def _check_folder(options: argparse.Namespace) -> None:
+    """Before what decodes images is imported, and torch with it."""
+    from launcher.errors import UsageError
+
+    folder = getattr(options, "folder", None)
+    if folder is not None and not folder.exists():
+        raise UsageError(f"there is no folder {folder}")
+
+
 def _index(options: argparse.Namespace) -> int:
+    _check_folder(options)
+
     from data.packing.adopt import index_shards
     from data.packing.contact_sheet import draw_contact_sheet
     from data.sources.left_out import Collector

@@ -31,9 +31,9 @@ def process_group(world: World, config: EngineConfig) -> Iterator[torch.device]:
 
     _quiet()
     torch.set_num_threads(config.threads)
-    # Its shared-memory collectives are compiled at start-up (minutes) and training has no use for
-    # them; the name is DeepSpeed's own list of operators that may be built.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # type: ignore[attr-defined]
+    # DeepSpeed's own list of operators that may be built. It would run a compiler to fill it, for a
+    # second, and then another, for minutes, on shared-memory collectives. Training uses none.
+    deepspeed.ops.__compatible_ops__ = {}  # type: ignore[attr-defined]
     device = torch.device("cpu")
     if accelerator() == "cuda":
         device = torch.device("cuda", world.local_rank % torch.cuda.device_count())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,16 @@ from launcher.tracking import Tracker
 from sclcore import layer_budgets, weight_uses
 from sclcore.export import budgets_csv, save_sparse_model
 from sclcore.sparse import SparseOptimizer, hash_masks
+
+
+@functools.cache
+def get_ready() -> None:
+    """Import in the background what draws the pictures, so that the end of a run need not wait."""
+
+    def begin() -> None:
+        from launcher.reports import mask_picture, picture  # noqa: F401
+
+    threading.Thread(target=begin, name="get ready to draw", daemon=True).start()
 
 
 def write_results(
@@ -83,7 +95,7 @@ def _write_results(
         "checkpoints": folder / "checkpoints",
     }
     tracker.summary(summary | {"artifacts": {key: str(path) for key, path in artifacts.items()}})
-    # Only one rank draws, at the end: nobody else waits for matplotlib to be imported.
+    # Only one rank draws: no other imports matplotlib.
     from launcher.reports import mask_picture, picture
 
     masks_picture = mask_picture.draw(folder)

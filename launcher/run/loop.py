@@ -61,6 +61,8 @@ def train(inputs: Inputs, learner: Learner, course: Course, start: Checkpoint | 
                         f"init.weights={recipe.folder} --set run_dir=…, and a lower optim.lr or "
                         "optim.clip_grad_norm"
                     )
+            if tracker is not None:
+                finish.get_ready()
             progress.results = validate(learner, inputs, lambda: watchdog.beat("evaluating"))
             monitor.end_epoch(epoch, progress.step, progress.results)
             progress.epochs = done = epoch + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,45 @@ _WORDS: dict[Mode, str] = {"offline": "offline", "off": "with metrics.jsonl alon
 
 
 class WandbRun:
-    """`mode`, `url` and `run_id` are those after all fallbacks. Nothing here raises."""
+    """`mode`, `url` and `run_id` are those after all fallbacks. Nothing here raises.
+
+    W&B starts in the background: importing it and waiting for its service takes seconds in which a
+    run can make its first updates. Whatever needs it waits for it.
+    """
 
     def __init__(
         self, run_dir: Path, config: TrackingConfig, identity: Identity, recipe: dict[str, Any]
     ) -> None:
         self._run: Any = None
-        self.mode: Mode = resolve_mode(config.wandb)
-        self.url: str | None = None
-        self.run_id = identity.run_id
-        if self.mode == "online":
-            self._start(run_dir, identity, recipe, fallback="offline")
-        if self.mode == "offline":
-            self._start(run_dir, identity, recipe, fallback="off")
+        self._mode: Mode = resolve_mode(config.wandb)
+        self._url: str | None = None
+        self._run_id = identity.run_id
+
+        def start() -> None:
+            if self._mode == "online":
+                self._start(run_dir, identity, recipe, fallback="offline")
+            if self._mode == "offline":
+                self._start(run_dir, identity, recipe, fallback="off")
+
+        self._starting = threading.Thread(target=start, name="start W&B", daemon=True)
+        self._starting.start()
+
+    @property
+    def mode(self) -> Mode:
+        self._starting.join()
+        return self._mode
+
+    @property
+    def url(self) -> str | None:
+        self._starting.join()
+        return self._url
+
+    @property
+    def run_id(self) -> str:
+        if os.environ.get("WANDB_SWEEP_ID"):
+            # In a sweep of W&B's, its agent decides.
+            self._starting.join()
+        return self._run_id
 
     def _start(
         self, run_dir: Path, identity: Identity, recipe: dict[str, Any], *, fallback: Mode
@@ -53,7 +80,7 @@ class WandbRun:
             import wandb
 
             self._run = wandb.init(
-                mode=self.mode,  # pyright: ignore[reportArgumentType]
+                mode=self._mode,  # pyright: ignore[reportArgumentType]
                 id=identity.run_id,
                 resume="allow",
                 dir=run_dir,
@@ -67,17 +94,16 @@ class WandbRun:
                 ),
             )
             _define_axes(self._run)
-            # In a sweep of W&B's, its agent decides.
-            self.run_id = self._run.id
-            self.url = self._run.url if self.mode == "online" else None
+            self._run_id = self._run.id
+            self._url = self._run.url if self._mode == "online" else None
         except Exception as error:
             _log.warning(
                 "W&B cannot start %s (%s); going on %s",
-                self.mode,
+                self._mode,
                 _one_line(error),
                 _WORDS[fallback],
             )
-            self._run, self.mode = None, fallback
+            self._run, self._mode = None, fallback
             if wandb is not None:
                 # Its background service goes on holding the id of a run that failed to start.
                 _quietly(wandb.teardown)
@@ -139,6 +165,7 @@ class WandbRun:
         self._attempt(call, f"W&B cannot {what} (%s)")
 
     def _attempt(self, call: Callable[[Any], Any], warning: str) -> bool:
+        self._starting.join()
         try:
             if self._run is not None:
                 call(self._run)

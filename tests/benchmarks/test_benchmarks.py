@@ -121,6 +121,15 @@ def test_decoding() -> None:
     assert details["differences"]["torchvision, uint8"][1] <= 1
 
 
+def test_startup() -> None:
+    details = run("startup")["details"]
+    for taken in details["seconds"].values():
+        assert all(seconds >= 0 for seconds in taken.values())
+        stages = [v for name, v in taken.items() if not name.startswith("to ")]
+        assert sum(stages) == pytest.approx(taken["to first update"] + taken["to prompt"])
+    assert all(seconds > 0 for seconds in details["commands"].values())
+
+
 def test_telemetry() -> None:
     result = run("telemetry")
     [each] = result["details"].values()

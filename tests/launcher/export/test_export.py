@@ -22,6 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from launcher.cli import main
+from launcher.export.asked import FORMATS
+from launcher.export.formats import WRITERS
 from launcher.models import SmallConvNet
 from sclcore.export import load_compact
 from tests.launcher.conftest import summary
@@ -34,6 +36,10 @@ from tests.launcher.export.exports import (
     logits,
     network,
 )
+
+
+def test_formats_that_can_be_asked_for_are_those_that_can_be_written() -> None:
+    assert tuple(WRITERS) == FORMATS
 
 
 def test_a_run_in_every_format(undisturbed: Path, tmp_path: Path, capsys: Output) -> None:
