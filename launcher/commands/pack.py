@@ -208,13 +208,9 @@ def _pack_digits(options: argparse.Namespace) -> int:
 
 
 def _pack_imagenet(options: argparse.Namespace) -> int:
-<<<<<<< HEAD
-    from data.packing.claim import check_kind
-=======
     _check_folder(options)
 
-    from data.packing.pack import check_kind
->>>>>>> start
+    from data.packing.claim import check_kind
     from data.sources.ilsvrc import find_files, imagenet
 
     def source() -> Source:
