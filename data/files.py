@@ -17,12 +17,45 @@ from typing import BinaryIO
 
 import psutil
 
+from data.errors import DataError
+
 _HOST = socket.gethostname().replace("-", "_")
 # Tells this process from a dead one that had the same host name and pid (in containers, pid 1).
 _TOKEN = secrets.token_hex(4)
 _TEMPORARY = re.compile(r"^\.tmp-.+-(?P<host>[^-]*)-(?P<pid>\d+)-(?P<token>[0-9a-f]{8})$")
 # What another host left cannot be asked whether it still lives; after a day nobody writes to it.
 _ABANDONED_AFTER_S = 24 * 3600
+
+
+# What to do where the file system refuses, by its reason.
+_FIXES = {
+    errno.ENOSPC: "make room on that disk, or choose another folder",
+    errno.EDQUOT: "make room within your quota, or choose another folder",
+    errno.EFBIG: "choose another file system, or raise the limit on the size of files",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "get the right to read and write there, or choose another folder",
+    errno.EPERM: "get the right to read and write there, or choose another folder",
+    errno.ENOTDIR: "a file is where a folder should be: move it, or choose another folder",
+    errno.EEXIST: "a file is where a folder should be: move it, or choose another folder",
+    errno.EISDIR: "a folder is where a file should be: move it, or choose another folder",
+    errno.ENOENT: "it has been moved or removed meanwhile: start again",
+}
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Say in a sentence what a file system refuses in the block, which works in `folder`.
+
+    Raises DataError instead of OSError, but for a reader of our output that has gone.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        fix = _FIXES.get(error.errno or 0, "check the file system")
+        raise DataError(f"{error.filename or folder} cannot be used ({reason}); {fix}") from error
 
 
 def temporary_beside(path: Path) -> Path:

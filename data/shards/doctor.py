@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.errors import DataError
-from data.files import sha256_of
+from data.files import explained, sha256_of
 from data.images.decode import CorruptImage, decode
 from data.processes import unordered
 from data.shards.class_order import is_sorted_by_class
@@ -168,6 +168,14 @@ def _tasks(manifest: Manifest, index: SampleIndex | None) -> list[_Task]:
 
 def _check_shard(folder: Path, manifest: Manifest, quick: bool, task: _Task) -> _Result:
     path = folder / task.info.name
+    try:
+        with explained(path):
+            return _examined(path, manifest, quick, task)
+    except DataError as error:
+        return _Result(task.info, [Problem(path, "", _without(error, path))], [])
+
+
+def _examined(path: Path, manifest: Manifest, quick: bool, task: _Task) -> _Result:
     left_out: list[tuple[str, str]] = []
     problems = _file_problems(path, task.info, quick)
     if quick or not path.is_file():

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tqdm import tqdm
 
 from data.errors import DataError
-from data.files import atomic_file, sha256_of
+from data.files import atomic_file, explained, sha256_of
 
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npz"
@@ -104,7 +104,8 @@ def load_manifest(folder: Path) -> Manifest:
         )
         raise DataError(f"{folder} has no {MANIFEST_NAME}; {fix}")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        with explained(path):
+            return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -126,6 +127,17 @@ def verify_shards(folder: Path, manifest: Manifest) -> None:
     Looks at the presence and size of every shard, the sum of samples, and the index. Raises
     DataError with the first thing that disagrees and the number of others.
     """
+    with explained(folder):
+        problems = _disagreements(folder, manifest)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DataError(
+            f"{folder} does not match its manifest: {problems[0]}{more}; "
+            "restore the files, or pack or index the folder again"
+        )
+
+
+def _disagreements(folder: Path, manifest: Manifest) -> list[str]:
     problems = [p for shard in manifest.shards if (p := _shard_problem(folder, shard))]
     total = sum(shard.samples for shard in manifest.shards)
     if total != manifest.samples:
@@ -135,12 +147,7 @@ def verify_shards(folder: Path, manifest: Manifest) -> None:
         problems.append(f"{INDEX_NAME} is missing")
     elif sha256_of(index) != manifest.index_sha256:
         problems.append(f"{INDEX_NAME} is not the one the manifest was written with")
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise DataError(
-            f"{folder} does not match its manifest: {problems[0]}{more}; "
-            "restore the files, or pack or index the folder again"
-        )
+    return problems
 
 
 def _shard_problem(folder: Path, shard: ShardInfo) -> str | None:

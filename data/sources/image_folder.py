@@ -8,7 +8,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.sources.left_out import DEFAULT_SHARE, Collector, check_share, some
-from data.sources.listing import class_folders, folders_in, list_images
+from data.sources.listing import check_not_empty, class_folders, folders_in, list_images
 from data.sources.source import FileReader, Reader, Source, held_out
 
 _USUAL_FRACTION = 0.1
@@ -65,6 +65,9 @@ def imagefolder(
             notes.append(f"no val split: {folder} has no val/; training needs one")
     for split, path in sorted(folders.items(), reverse=True):
         splits[split] = _of_known_classes(path, classes, root, left_out)
+    for reader in (train, *splits.values()):
+        if isinstance(reader, FileReader):
+            check_not_empty(reader)
     taken = sum(len(reader.labels) for reader in splits.values())
     check_share(str(folder), taken, left_out.listed(), leave_out)
     name = folder.resolve().name

@@ -39,21 +39,25 @@ def class_folders(root: Path) -> list[str]:
 
 
 def list_images(
-    root: Path, classes: Sequence[str], *, all_filled: bool, left_out: Collector | None = None
+    root: Path,
+    classes: Sequence[str],
+    *,
+    all_filled: bool,
+    left_out: Collector | None = None,
+    extensions: frozenset[str] = IMAGE_EXTENSIONS,
 ) -> FileReader:
     """The images in the folders of `classes`, by class and name; what they are not is noted.
 
-    Raises DataError where there are none, where one of `all_filled` classes has none, and for
-    images of no bytes.
+    Raises DataError where there are none, and where one of `all_filled` classes has none.
     """
     left_out = Collector() if left_out is None else left_out
     names: list[str] = []
     labels: list[int] = []
     stamps: list[tuple[int, int]] = []
     for label, class_name in enumerate(classes):
-        of_class = sorted(_images_below(root, class_name, left_out))
+        of_class = sorted(_images_below(root, class_name, extensions, left_out))
         if all_filled and not of_class:
-            kinds = ", ".join(sorted(IMAGE_EXTENSIONS))
+            kinds = ", ".join(sorted(extensions))
             raise DataError(
                 f"the class folder {root / class_name} holds no images ({kinds}); "
                 "fill it or remove it"
@@ -63,17 +67,22 @@ def list_images(
         labels += [label] * len(of_class)
     if not names:
         raise DataError(f"{root} holds no images; fill it or remove it")
-    empty = [name for name, (size, _) in zip(names, stamps, strict=True) if not size]
-    if empty:
-        raise DataError(
-            f"{len(empty):,} of {len(names):,} images in {root} have no bytes ({some(empty)}); "
-            "copy them again or remove them"
-        )
     return FileReader(root, names, np.array(labels, np.int64), np.array(stamps, np.int64))
 
 
+def check_not_empty(reader: FileReader) -> None:
+    """Raise DataError for images of no bytes, which are known without reading them."""
+    sizes = np.ones(1) if reader.stamps is None else reader.stamps[:, 0]
+    empty = [reader.names[i] for i in np.flatnonzero(sizes == 0)]
+    if empty:
+        raise DataError(
+            f"{len(empty):,} of {len(reader.names):,} images in {reader.root} have no bytes "
+            f"({some(empty)}); copy them again or remove them"
+        )
+
+
 def _images_below(
-    root: Path, class_name: str, left_out: Collector
+    root: Path, class_name: str, extensions: frozenset[str], left_out: Collector
 ) -> Iterator[tuple[str, tuple[int, int]]]:
     """The images in a folder and those below it: name from `root` on, size and time of change."""
     seen: set[tuple[int, int]] = set()
@@ -94,16 +103,16 @@ def _images_below(
         waiting += [f"{folder}/{entry.name}" for entry in folders]
         for entry in inside:
             if not entry.is_dir() or is_hidden(entry.name):
-                yield from _image(f"{folder}/{entry.name}", entry, left_out)
+                yield from _image(f"{folder}/{entry.name}", entry, extensions, left_out)
 
 
 def _image(
-    name: str, entry: os.DirEntry[str], left_out: Collector
+    name: str, entry: os.DirEntry[str], extensions: frozenset[str], left_out: Collector
 ) -> Iterator[tuple[str, tuple[int, int]]]:
     _, dot, extension = entry.name.rpartition(".")
     if is_hidden(entry.name):
         left_out.add("hidden files and folders", name)
-    elif not dot or extension.lower() not in IMAGE_EXTENSIONS:
+    elif not dot or extension.lower() not in extensions:
         if extension.lower() in OTHER_IMAGE_EXTENSIONS:
             left_out.add("in formats that are not read", name, images=1)
         else:

@@ -108,9 +108,11 @@ def _check_cluster(options: argparse.Namespace) -> int:
 
 
 def _check_shards(folders: list[Path], quick: bool, workers: int) -> int:
+    from data.files import explained
     from data.shards.doctor import examine, find_splits
 
-    splits = [split for folder in folders for split in find_splits(folder)]
+    with explained(folders[0]):
+        splits = [split for folder in folders for split in find_splits(folder)]
     diagnoses = [examine(split, quick=quick, workers=workers) for split in splits]
     for diagnosis in diagnoses:
         _show(diagnosis, quick)

@@ -264,6 +264,7 @@ def _pack_torchvision(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
+    from data.files import explained
     from data.packing.contact_sheet import SHEET_NAME, draw_contact_sheet
     from data.packing.encoding import AS_IT_IS, Encoding
     from data.packing.pack import pack
@@ -272,18 +273,19 @@ def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
     encoding = AS_IT_IS
     if "max_side" in options:
         encoding = Encoding(options.max_side, options.quality, options.captions, options.background)
-    images = source()
-    manifests = pack(
-        images,
-        options.out,
-        shard_samples=options.shard_samples,
-        seed=options.seed,
-        encoding=encoding,
-        workers=options.workers,
-    )
-    for split, manifest in manifests.items():
-        if not (options.out / split / SHEET_NAME).exists():
-            draw_contact_sheet(options.out / split, manifest)
+    with explained(options.out):
+        images = source()
+        manifests = pack(
+            images,
+            options.out,
+            shard_samples=options.shard_samples,
+            seed=options.seed,
+            encoding=encoding,
+            workers=options.workers,
+        )
+        for split, manifest in manifests.items():
+            if not (options.out / split / SHEET_NAME).exists():
+                draw_contact_sheet(options.out / split, manifest)
     _show({options.out / split: manifest for split, manifest in manifests.items()})
     _say([*images.notes, *images.left_out])
     return 0
@@ -301,18 +303,20 @@ def _check_folder(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> int:
     _check_folder(options)
 
+    from data.files import explained
     from data.packing.adopt import index_shards
     from data.packing.contact_sheet import draw_contact_sheet
     from data.sources.left_out import Collector
 
     left_out = Collector()
-    manifest = index_shards(
-        options.folder,
-        label_from=options.label_from,
-        leave_out=options.leave_out,
-        left_out=left_out,
-    )
-    draw_contact_sheet(options.folder, manifest)
+    with explained(options.folder):
+        manifest = index_shards(
+            options.folder,
+            label_from=options.label_from,
+            leave_out=options.leave_out,
+            left_out=left_out,
+        )
+        draw_contact_sheet(options.folder, manifest)
     _show({options.folder: manifest})
     _say(left_out.listed())
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
 
 from data.augmentation.transforms import eval_transform
+from data.errors import DataError
 from data.images.decode import CorruptImage
 from data.shards.manifest import MANIFEST_NAME, ImageStats
+from data.shards.scan import IMAGE_EXTENSIONS
+from data.sources.left_out import Collector
+from data.sources.listing import class_folders, list_images
 from data.stream.pipeline import DataConfig, eval_stream, open_split
 from launcher.errors import UsageError
 from launcher.recipe.recipe import Recipe
+
+_log = logging.getLogger("data")
+# What is decoded from a file on disk, though packing takes it only converted.
+_READABLE = IMAGE_EXTENSIONS | {"bmp", "gif", "pgm", "ppm", "tif", "tiff"}
 
 Batch = dict[str, Tensor]
 
@@ -61,6 +69,12 @@ def open_samples(config: DataConfig, known: Known, split: str) -> Samples:
     root = Path(str(config.path)) / split
     if _is_elsewhere(config.path) or (root / MANIFEST_NAME).is_file():
         return _of_shards(config, known, split)
+    packed = sorted(path.parent.name for path in root.parent.glob(f"*/{MANIFEST_NAME}"))
+    if packed:
+        raise UsageError(
+            f"{config.path} has no split {split!r}; it has {', '.join(packed)}: name one of them "
+            "with --split, or pack the other as well"
+        )
     folder = root if root.is_dir() else Path(str(config.path))
     if not folder.is_dir():
         raise UsageError(
@@ -95,31 +109,37 @@ class _FolderDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, folder: Path, config: DataConfig, known: Known) -> None:
         try:
-            self._images = ImageFolder(str(folder))
-        except FileNotFoundError as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"{folder} is no folder of class folders: {reason}") from error
+            classes = class_folders(folder)
+        except DataError as error:
+            raise UsageError(f"{folder} is no folder of class folders: {error}") from error
         labels = {name: label for label, name in enumerate(known.names)}
         labels |= {name: label for label, name in enumerate(known.classes)}
-        foreign = [name for name in self._images.classes if name not in labels]
+        foreign = [name for name in classes if name not in labels]
         if foreign:
             raise UsageError(
                 f"{folder}/{foreign[0]} is none of the run's {len(labels)} classes (such as "
                 f"{known.classes[0]}): name class folders as the training data does"
             )
-        self._labels = [labels[name] for name in self._images.classes]
+        left_out = Collector()
+        self._images = list_images(
+            folder, classes, all_filled=True, left_out=left_out, extensions=_READABLE
+        )
+        for kind in left_out.listed():
+            _log.warning("%s in %s", kind, folder)
+        self._labels = [labels[name] for name in classes]
         self._transform = eval_transform(config, known.image)
         self._shape = (config.image_size, config.image_size, known.image.channels)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._images.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path, folder = self._images.samples[index]
+        path = self._images.root / self._images.names[index]
+        folder = int(self._images.labels[index])
         image = torch.zeros(self._shape, dtype=torch.uint8)
         corrupt = 0
         try:
-            self._transform(Path(path).read_bytes(), 0, image)
+            self._transform(path.read_bytes(), 0, image)
         except CorruptImage:
             corrupt = 1
         return {

@@ -7,12 +7,14 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data import files
-from data.files import atomic_file, sha256_of
+from data.errors import DataError
+from data.files import atomic_file, explained, sha256_of
 
 
 def test_atomic_write_replaces_whole_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -109,3 +111,30 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path: Path) 
         raise RuntimeError
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def _write_to_a_full_disk(_folder: Path) -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        full.write(b"x")
+
+
+@pytest.mark.parametrize(
+    ("work", "sentence"),
+    [
+        (lambda folder: (folder / "file" / "below").mkdir(), r"/below .*\(Not a dir.*; a file is"),
+        (lambda folder: (folder / "file").mkdir(), r"/file cannot be used \(File exists\); a file"),
+        (lambda folder: folder.read_bytes(), r"cannot be used \(Is a directory\); a folder is"),
+        (_write_to_a_full_disk, r"cannot be used \(No space left on device\); make room"),
+    ],
+)
+def test_what_a_file_system_refuses_is_a_sentence(
+    tmp_path: Path, work: Callable[[Path], None], sentence: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=sentence), explained(tmp_path):
+        work(tmp_path)
+
+
+def test_a_reader_of_our_output_that_has_gone_is_no_fault_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError), explained(tmp_path):
+        raise BrokenPipeError

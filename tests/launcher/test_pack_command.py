@@ -115,3 +115,21 @@ def make_shards():
         return folder
 
     return make
+
+
+def test_what_the_file_system_refuses_is_a_sentence(folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert pack("imagefolder", folder, "--out", out) == 2
+        assert "a file is where a folder should be" in capsys.readouterr().err
+    assert pack("imagefolder", folder, "--out", tmp_path / "out", "--workers", "1") == 0
+    for name in ("manifest.json", "index.npz"):
+        (tmp_path / "out" / "val" / name).unlink()
+        (tmp_path / "out" / "val" / name).mkdir()
+    assert pack("index", tmp_path / "out" / "val") == 2
+    assert "a folder is where a file should be" in capsys.readouterr().err
+    shard = next((tmp_path / "out" / "train").glob("*.tar"))
+    shard.unlink()
+    shard.mkdir()
+    assert cli.main(["doctor", str(tmp_path / "out" / "train")]) == 1
+    assert "Traceback" not in capsys.readouterr().err
