@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,16 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
 from sclcore.geometry import parse_n_m
+from sclcore.layers import (
+    QUERY_PROJECTIONS,
+    Connection,
+    derived_weights,
+    is_transposed_linear,
+    layers_of,
+    matches,
+    owned_elsewhere,
+    refuse_derived,
+)
 from sclcore.weights import undecayed
 
 _OPTIONS = {
@@ -21,23 +30,6 @@ _OPTIONS = {
     *("proxy", "normalize", "mask_init", "min_connections", "mask_dtype"),
     *("weight_rule", "betas", "eps"),
 }
-_QUERY_PROJECTIONS = ("in_proj_weight", "q_proj_weight")
-_ATTENTION_PROJECTIONS = (*_QUERY_PROJECTIONS, "k_proj_weight", "v_proj_weight")
-
-
-@dataclass(frozen=True)
-class Connection:
-    """One weight tensor whose elements are connections.
-
-    `name` is the parameter's name in the model. `transposed_groups` is 0 for tensors whose output
-    features lie along dimension 0 (Linear, Conv, attention projections) and the number of groups
-    for a ConvTranspose, whose weight has the shape [in, out / groups, *kernel]; 1 for the Conv1D of
-    Hugging Face's transformers, a Linear whose weight is [in, out].
-    """
-
-    name: str
-    parameter: nn.Parameter
-    transposed_groups: int = 0
 
 
 def find_connections(model: nn.Module, exclude: Sequence[str] = ()) -> list[Connection]:
@@ -49,17 +41,20 @@ def find_connections(model: nn.Module, exclude: Sequence[str] = ()) -> list[Conn
     parameters and weights tied to something that is no connection (an embedding, say) stay dense
     too. Biases and norm parameters are never connections.
     """
-    tied = _owned_elsewhere(model)
+    tied = owned_elsewhere(model)
     matched: set[str] = set()
     found: dict[int, Connection] = {}
-    for layer in _layers(model):
+    for layer in layers_of(model):
         name, parameter = layer.weight.name, layer.weight.parameter
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"{name} has no shape yet: run one forward pass first")
-        hits = [p for p in exclude if _matches(p, layer.module_name) or _matches(p, name)]
+        hits = [p for p in exclude if matches(p, layer.module_name) or matches(p, name)]
         matched.update(hits)
         if not hits and parameter.requires_grad and id(parameter) not in tied:
             found.setdefault(id(parameter), layer.weight)
+    for derived in derived_weights(model):
+        own = (derived.module_name, derived.name)
+        matched.update(p for p in exclude if any(matches(p, name) for name in own))
     unmatched = [pattern for pattern in exclude if pattern not in matched]
     if unmatched:
         raise ValueError(
@@ -94,12 +89,14 @@ def connection_groups(
     last match counts; layers without a match have the granularity weight and no N:M.
 
     Raises ValueError when the model has no connections, `cost` is unknown or lacks its input, a
-    pattern matches nothing, or an option is none of SCL's; SCL itself when a layer cannot have the
-    granularity or N:M it was given.
+    pattern matches nothing, an option is none of SCL's, or a layer that is not excluded computes
+    its weight from other parameters (`weight_norm`, `torch.nn.utils.prune`); SCL itself when a
+    layer cannot have the granularity or N:M it was given.
     """
     unknown = sorted(options.keys() - _OPTIONS)
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r}: SCL knows {', '.join(sorted(_OPTIONS))}")
+    refuse_derived(model, exclude)
     connections = find_connections(model, exclude)
     if not connections:
         raise ValueError(
@@ -139,7 +136,7 @@ def weight_uses(model: nn.Module, example_input: Any) -> dict[str, float]:
     """
     uses: dict[str, float] = defaultdict(float)
     handles = []
-    for layer in _layers(model):
+    for layer in layers_of(model):
         # While the functional call runs, the attribute is a meta stand-in: bind the name.
         hook = _count_uses(uses, layer.weight.name, layer.attribute)
         handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
@@ -192,7 +189,7 @@ def layer_budgets(
     """
     masks = masks or {}
     budgets: dict[str, LayerBudget] = {}
-    for layer in _layers(model):
+    for layer in layers_of(model):
         name, parameter = layer.weight.name, layer.weight.parameter
         total = parameter.numel()
         live = int(masks[name].sum()) if name in masks else total
@@ -208,61 +205,6 @@ def layer_budgets(
     return list(budgets.values())
 
 
-class _Layer(NamedTuple):
-    module_name: str
-    module: nn.Module
-    attribute: str
-    weight: Connection
-
-
-def _layers(model: nn.Module) -> Iterator[_Layer]:
-    """Every place of `model` that holds connections; a shared weight comes once for each."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    for module_name, module in model.named_modules():
-        for attribute, groups in _connection_attributes(module):
-            parameter = getattr(module, attribute, None)
-            if isinstance(parameter, nn.Parameter):
-                weight = Connection(names[id(parameter)], parameter, groups)
-                yield _Layer(module_name, module, attribute, weight)
-
-
-def _connection_attributes(module: nn.Module) -> Iterable[tuple[str, int]]:
-    """(attribute, transposed groups) of each weight of `module` that holds connections."""
-    if isinstance(module, _ConvTransposeNd):
-        return [("weight", module.groups)]
-    if isinstance(module, _ConvNd | nn.Linear):
-        return [("weight", 0)]
-    if _is_transposed_linear(module):
-        return [("weight", 1)]
-    if isinstance(module, nn.MultiheadAttention):
-        return [(name, 0) for name in _ATTENTION_PROJECTIONS]
-    return []
-
-
-def _is_transposed_linear(module: nn.Module) -> bool:
-    """Whether this is the Conv1D of transformers, known by its looks: sclcore does without it."""
-    weight = getattr(module, "weight", None)
-    return (
-        type(module).__name__ == "Conv1D"
-        and isinstance(weight, Tensor)
-        and weight.ndim == 2
-        and getattr(module, "nf", None) == weight.shape[1]
-    )
-
-
-def _owned_elsewhere(model: nn.Module) -> set[int]:
-    """Parameters that some module other than a layer of connections also holds."""
-    held: set[int] = set()
-    for module in model.modules():
-        ours = {attribute for attribute, _ in _connection_attributes(module)}
-        held.update(
-            id(p)
-            for name, p in module.named_parameters(recurse=False, remove_duplicate=False)
-            if name not in ours
-        )
-    return held
-
-
 def _for_each(
     model: nn.Module,
     connections: list[Connection],
@@ -273,11 +215,11 @@ def _for_each(
     """The value of a per-layer option for each of `connections`."""
     if value is None or isinstance(value, str):
         return [value or default] * len(connections)
-    modules = {layer.weight.name: layer.module_name for layer in _layers(model)}
+    modules = {layer.weight.name: layer.module_name for layer in layers_of(model)}
     found, matched = [], set()
     for connection in connections:
         own = (connection.name, modules[connection.name])
-        hits = [p for p in value if any(_matches(p, name) for name in own)]
+        hits = [p for p in value if any(matches(p, name) for name in own)]
         matched.update(hits)
         found.append(value[hits[-1]] if hits else default)
     unmatched = [pattern for pattern in value if pattern not in matched]
@@ -286,10 +228,6 @@ def _for_each(
             f"{option} pattern {unmatched[0]!r} matches no layer with connections of this model"
         )
     return found
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern)
 
 
 def _costs(
@@ -323,7 +261,7 @@ def _to_meta(value: Any) -> Any:
 def _count_uses(uses: dict[str, float], name: str, attribute: str):
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         uses[name] += _positions(module, attribute, args, kwargs, output)
-        if isinstance(module, nn.MultiheadAttention) and attribute in _QUERY_PROJECTIONS:
+        if isinstance(module, nn.MultiheadAttention) and attribute in QUERY_PROJECTIONS:
             # An attention's out_proj is applied by a function, never called as a module.
             prefix = name.removesuffix(attribute)
             uses[f"{prefix}out_proj.weight"] += _sequence(module, args, kwargs, "query")
@@ -341,7 +279,7 @@ def _positions(module: nn.Module, attribute: str, args: tuple, kwargs: dict, out
         features, tensor = module.in_channels, args[0] if args else kwargs["input"]
     elif isinstance(module, _ConvNd):
         features, tensor = module.out_channels, output
-    elif _is_transposed_linear(module):
+    elif is_transposed_linear(module):
         features, tensor = module.nf, output
     else:
         features, tensor = module.out_features, output  # type: ignore[union-attr]

@@ -83,12 +83,11 @@ def share_above(values: Tensor, weights: Tensor, share: float) -> float:
 class TargetController:
     """Steers λ of `optimizer` so that a share `target` of the weighted connections stays.
 
-    Args:
-        target: share of Σ weight · connections that is live when the masks freeze, in (0, 1).
-        weights: what one connection of each tensor counts, by name: 1 for a density, its uses per
-            forward pass for MACs (`weight_uses`).
-        steps: updates in which masks are learned, times the mean factor of mask_lr over them.
-        lam: λ to begin with; None for that at which a connection without gradient dies at the end.
+    `target` is the share of Σ weight · connections that is live when the masks freeze, in (0, 1);
+    `weights` says what one connection of each tensor counts, by name: 1 for a density, its uses per
+    forward pass for MACs (`weight_uses`). `steps` are the updates in which masks are learned, times
+    the mean factor of mask_lr over them. λ begins at `lam`; None begins where a connection without
+    gradient dies at the end.
 
     The state is the caller's to keep (`Steering`), so that a checkpoint can hold it. Every rank
     comes to the same λ: it sees the same mask variables.

@@ -1,13 +1,13 @@
-"""What a short training says of the connections that a whole one would leave, for any λ.
+"""From the beginning of a training: how many connections it would leave in the end, for any λ.
 
 While masks are learned, a mask variable falls by reach · (ĝ + λ · c) per unit of travel, the share
-of all movement that masks will make (`Schedule.mask_travel`). Had ĝ the mean from now on that it
-had lately, a mask variable would end, under another λ', at
+of their whole way that lies behind (`Schedule.mask_travel`). If ĝ stayed at its recent mean, a mask
+variable would end, under another λ', at
 
     m + (1 - travel) · (m - m') / (travel - travel') - reach · (λ' - λ) · c
 
-with m' what it was at travel'. ĝ does drift, since what dies changes what the others are needed
-for; docs/lambda.md has by how much that is wrong.
+where m' is what it was at travel'. ĝ does drift, since what dies changes what the others are needed
+for; docs/lambda.md says how far that is off.
 """
 
 from __future__ import annotations

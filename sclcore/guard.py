@@ -16,7 +16,7 @@ from sclcore.update import LIVE, NO_CUTS, chosen, live, write
 
 
 class Bound(NamedTuple):
-    """What lowers a mask variable m with momentum v in one step: at most reach + drag · v."""
+    """One step lowers a mask variable whose momentum is v by reach + drag · v at most."""
 
     reach: float
     drag: float

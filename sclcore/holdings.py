@@ -66,7 +66,7 @@ class Holdings:
         self.counts = torch.zeros(len(self.tensors), 4, dtype=torch.int64, device=self.device)
         """What the last step counted, of this rank's pieces (`sclcore.update`)."""
         self.bounds: Sequence[tuple[float, float]] = [(0.0, 0.0)] * len(self.tensors)
-        """Of each tensor, how far a step may lower mask variables for its count of safe ones."""
+        """For each tensor the bound within which the last step counted mask variables as safe."""
         self.moved: Sequence[int] = ()
         """The pieces whose masks the last step moved."""
         self.blocks: list[Mapping[int, Tensor]] = [{} for _ in self.pieces]

@@ -64,7 +64,8 @@ def _over_ranks(held: Holdings, parts: tuple[Tensor, ...]) -> list[Tensor]:
     tensors = message.split(sizes)
     for piece, values in zip(held.pieces, parts, strict=True):
         for_all = 0 if piece.tensor.transposed_groups else piece.first_run
-        # A feature on several ranks is told by the one that holds its first element.
+        # Of several ranks with a part of a feature, the one that holds its first element reports
+        # it.
         skip = int(piece.start % piece.tensor.run > 0)
         if not piece.tensor.transposed_groups or piece.start == 0:
             tensors[piece.index][for_all + skip : for_all + piece.features] = values[skip:]

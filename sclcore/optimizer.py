@@ -35,30 +35,23 @@ class SCL(LatentState):
         optimizer = SCL(connection_groups(model), lr=0.1, lam=0.1)
 
     Works in a plain loop and under DDP as any optimizer does. Groups with `connections: True` (made
-    by `connection_groups`) learn their masks; the others get plain SGD with momentum.
+    by `connection_groups`) learn their masks, and there must be one; the others stay dense and are
+    trained by the same rule of the weights.
 
-    Args:
-        params: parameter groups; plain lists are accepted, but at least one group must be of
-            connections.
-        lr: learning rate of the weights.
-        lam: λ, the cost of one connection, in units of the normalised mask gradient (whose rms
-            over a feature is 1).
-        mask_lr: learning rate of the mask variables; 0 freezes them. The step that a steady
-            gradient of 1 causes is `mask_lr / (1 - mask_momentum)`.
-        momentum, mask_momentum: classical momentum, without dampening; 0.9 each.
-        nesterov: Nesterov's form for the weights.
-        weight_decay: L2 decay of the latent weights w and of dense parameters; decoupled under
-            AdamW.
-        proxy: derivative that stands in for that of the unit step (`sclcore.step.PROXIES`).
-        normalize: what the mask gradient is divided by: its rms over the output `feature` (the
-            paper), over the `layer`, or `none`.
-        mask_init: initial value of every mask variable.
-        min_connections: each layer keeps at least that many; the best-scored ones stay.
-        mask_dtype: precision of m and its momentum; `bfloat16` saves 4 bytes per weight and rounds
-            at random, so that small steps count on average.
-        weight_rule: `sgd`, or `adamw` for the weights, with `betas` (0.9 and 0.999) and `eps`
-            (1e-8) and neither `momentum` nor `nesterov`; what a rule has no use for is refused. The
-            mask variables have their own momentum all the same.
+    The weights: `lr` is their learning rate. `weight_rule` is `sgd`, with classical `momentum`
+    (0.9, without dampening) and `nesterov`, or `adamw`, with `betas` (0.9 and 0.999) and `eps`
+    (1e-8); what a rule has no use for is refused. `weight_decay` is L2 decay of the latent weights
+    w and of dense parameters, decoupled under AdamW.
+
+    The masks: `lam` is λ, the cost of one connection, in units of the normalised mask gradient,
+    whose rms over a feature is 1. `mask_lr` is the learning rate of the mask variables; 0 freezes
+    them. They have a momentum of their own, `mask_momentum`, so a steady gradient of 1 moves them
+    by `mask_lr / (1 - mask_momentum)` per step. All begin at `mask_init`. `normalize` says what the
+    mask gradient is divided by: its rms over the output `feature` (the paper), over the `layer`, or
+    `none`. `proxy` names the derivative that stands in for that of the unit step
+    (`sclcore.step.PROXIES`). Each layer keeps at least `min_connections`, the best-scored ones.
+    `mask_dtype` is the precision of m and its momentum: `bfloat16` saves 4 bytes per weight and
+    rounds at random, so that small steps count on average.
 
     State per connection tensor, all of the tensor's shape: `weight` (w), `mask` (m),
     `momentum_buffer` (AdamW: `exp_avg`, `exp_avg_sq`; each group counts its `updates`),

@@ -31,7 +31,8 @@ Grads = Mapping[int, Tensor]
 def bounds_of(held: Holdings) -> list[Bound]:
     """How far the next step can lower the mask variables of each tensor.
 
-    That is only asked for where counting takes a message; inf: no mask variable is counted.
+    Only sharded state needs it, where counting takes a message; elsewhere the bound is infinite,
+    and no mask variable counts as safe.
     """
     if held.exchange is None:
         return [Bound(math.inf, 0.0)] * len(held.tensors)
@@ -67,7 +68,7 @@ def options_of(held: Holdings, bounds: Sequence[Bound]) -> list[Options]:
 def total_norm(groups: Sequence[dict[str, Any]]) -> Tensor:
     """The 2-norm of what this rank has of the gradient; its squares add up over the ranks.
 
-    Beside sharded tensors a whole one counts on each of n ranks, so by 1/√n.
+    A whole tensor beside sharded ones is on each of the n ranks, so each counts it by 1/√n.
     """
     grads = [p.grad for g in groups for p in g["params"] if p.grad is not None]
     meshes = [g.device_mesh.size() for g in grads if isinstance(g, DTensor)]

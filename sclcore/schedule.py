@@ -76,7 +76,7 @@ class Schedule(BaseModel):
         return 1.0
 
     def mask_travel(self, progress: float) -> float:
-        """Share of all that masks will move, by the mask learning rate, that is behind, 0 to 1."""
+        """How much of the way that masks can move in the whole run lies behind, 0 to 1."""
         if self.masks_are_final(progress):
             return 1.0
         learned = progress / self.freeze_masks_at
@@ -85,7 +85,7 @@ class Schedule(BaseModel):
         return learned
 
     def mask_steps(self, total_steps: int) -> float:
-        """Updates at the full mask learning rate that would move masks as far as all updates do."""
+        """How many updates at the full mask learning rate move masks as far as the whole run."""
         mean = 0.5 if self.mask_lr == "cosine" else 1.0
         return self.freeze_masks_at * total_steps * mean
 
@@ -114,8 +114,8 @@ class Scheduler:
         """Set lr, λ and the mask learning rate of every group for `progress` ∈ [0, 1].
 
         `lam` is the λ that the schedule's factor applies to, where it is steered; None for the
-        group's own. Nothing else sets λ. A group with a `progress` of its own
-        (`sclcore.baselines`) has its schedule and is told.
+        group's own. Nothing else sets λ. Groups that hold `progress`, as those of
+        `sclcore.baselines` do, are told it: their masks follow a schedule of their own.
         """
         factors = {
             "lr": self.schedule.lr_factor(progress),

@@ -20,7 +20,8 @@ from sclcore.step import get_proxy, unit_step
 from sclcore.weights import step_weight
 
 LIVE, FLIPS, REVIVALS, SAFE = range(4)
-"""What `update` counts for each piece."""
+"""What `update` counts for each piece: live connections, masks that changed, those of them that
+came to life, and mask variables that the next step is certain to leave above 0."""
 
 
 @dataclass(frozen=True)

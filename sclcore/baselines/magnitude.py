@@ -27,12 +27,10 @@ def cubic_density(progress: float, *, final: float, begin: float, end: float) ->
 class Magnitude(Masked):
     """Removes the smallest weights in the course of training, for good.
 
-    Args:
-        params: parameter groups, made by `connection_groups`.
-        lr, momentum, nesterov, weight_decay, weight_rule, betas, eps: as for `SCL`.
-        density: share of connections that live in the end, over all layers, exactly.
-        begin, end: progress at which pruning begins and ends.
-        every: updates between two prunings.
+    `params` are parameter groups made by `connection_groups`; `lr` and the settings of the weights
+    (`momentum`, `nesterov`, `weight_decay`, `weight_rule`, `betas`, `eps`) are those of `SCL`.
+    `density` is the share of connections that live in the end, over all layers, exactly. Pruning
+    begins and ends at the progress `begin` and `end`, with `every` updates between two prunings.
 
     The largest weight of each layer stays, whatever the threshold. State per tensor of connections:
     `mask` (bool) and the buffers of the weights' rule.

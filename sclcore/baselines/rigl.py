@@ -39,16 +39,13 @@ def erk_densities(shapes: Sequence[Sequence[int]], density: float) -> list[float
 class RigL(Masked):
     """Drops the smallest weights of each layer and grows those with the largest gradients.
 
-    Args:
-        params: parameter groups, made by `connection_groups`. What is dead from the beginning is
-            set to 0 at once.
-        lr, momentum, nesterov, weight_decay, weight_rule, betas, eps: as for `SCL`.
-        density: share of connections that live, over all layers, exactly and always.
-        drop_fraction: share of a layer's connections that the first exchange may replace; it falls
-            with a half cosine to 0 at `end`.
-        end: progress from which the masks no longer change.
-        every: updates between two exchanges, at which weights do not move.
-        seed: decides which connections live at first; the same on all ranks.
+    `params` are parameter groups made by `connection_groups`: what is dead from the beginning is
+    set to 0 at once. `lr` and the settings of the weights (`momentum`, `nesterov`, `weight_decay`,
+    `weight_rule`, `betas`, `eps`) are those of `SCL`. `density` is the share of connections that
+    live, over all layers, exactly and always. Every `every` updates connections are exchanged, and
+    weights do not move; `drop_fraction` is the share of a layer that the first exchange may
+    replace, and falls with a half cosine to 0 at the progress `end`, from which the masks no longer
+    change. `seed` decides which connections live at first; it must be the same on all ranks.
 
     State per tensor of connections: `mask` (bool) and the buffers of the weights' rule.
     """

@@ -26,13 +26,11 @@ from sclcore.weights import IDLE
 class SoftThreshold(Baseline):
     """STR, with the latent weights w and the thresholds s as optimizer state.
 
-    Args:
-        params: parameter groups, made by `connection_groups`.
-        lr, momentum, nesterov, weight_decay: of w and of dense parameters; s has the same lr and
-            momentum, by SGD.
-        s_init: initial value of every s; g(s_init) must be small beside the weights.
-        s_weight_decay: L2 decay of s; the larger, the sparser.
-        weight_rule, betas, eps: as for `SCL`, for w and dense parameters.
+    `params` are parameter groups made by `connection_groups`; `lr` and the settings of the weights
+    (`momentum`, `nesterov`, `weight_decay`, `weight_rule`, `betas`, `eps`) are those of `SCL`, for
+    w and dense parameters. The thresholds s move by SGD with the same `lr` and `momentum`, whatever
+    moves the weights. All begin at `s_init`, with g(s_init) small beside the weights, and have an
+    L2 decay of their own, `s_weight_decay`: the larger, the sparser.
 
     Training starts from the model's weights v as they are: w = v + sign(v) · g(s_init).
 
