@@ -147,10 +147,13 @@ def weight_uses(model: nn.Module, example_input: Any) -> dict[str, float]:
         # Evaluation, as deployed; PyTorch's fused attention path would go round the hooks.
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
-        state = {k: _to_meta(v) for k, v in _tensors(model)}
+        # What is tied stays so. Every place once: of a module with two names, torch would take the
+        # stand-in for what was there before, and leave it behind.
+        stand_ins = {id(tensor): _to_meta(tensor) for _, tensor in _tensors(model)}
+        state = {name: stand_ins[id(tensor)] for name, tensor in _tensors(model)}
         with torch.no_grad():
             torch.func.functional_call(
-                model, state, tuple(_to_meta(x) for x in inputs), tie_weights=True
+                model, state, tuple(_to_meta(x) for x in inputs), tie_weights=False
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -247,8 +250,11 @@ def _costs(
 
 
 def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    """The tensor of every place in the model; a module with two names has the places of one."""
+    for prefix, module in model.named_modules():
+        for named in (module.named_parameters, module.named_buffers):
+            for name, tensor in named(recurse=False, remove_duplicate=False):
+                yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def _to_meta(value: Any) -> Any:

@@ -61,18 +61,88 @@ def model_on_meta(
     `key` is where the recipe says the size. Raises UsageError where that fails, before any process
     is spawned.
     """
+    size = f"{in_chans}×{image_size}×{image_size}"
+    for name, wanted in (("num_classes", num_classes), ("in_chans", in_chans)):
+        given = config.kwargs.get(name, wanted)
+        if given != wanted:
+            what = "classes" if name == "num_classes" else "channels"
+            raise UsageError(
+                f"model.kwargs.{name} is {given} and the data has {wanted} {what}: leave it out, "
+                "it follows from the data"
+            )
     with torch.device("meta"):
         model = create_model(config, num_classes=num_classes, in_chans=in_chans).eval()
         images = torch.empty(1, in_chans, image_size, image_size)
     try:
         with torch.no_grad():
-            model(images)
-    except (RuntimeError, ValueError, AssertionError) as error:
+            outputs = model(images)
+    # A network may refuse in any way: with an error of shapes, or of an attribute it lacks.
+    except Exception as error:
         raise UsageError(
-            f"model {config.name} does not take images of {in_chans}×{image_size}×{image_size} "
-            f"({key}): {error}"
+            f"model {config.name} does not take images of {size} ({key}): {_one_line(error)}"
+            f"{_size_hint(model, image_size)}"
         ) from error
+    _check_outputs(config, outputs, 1, num_classes)
     return model, images
+
+
+def check_training(
+    model: nn.Module, config: ModelConfig, image: Tensor, micro_batch: int, num_classes: int
+) -> None:
+    """Refuse what fails only in training: one pass of `micro_batch` images on the meta device.
+
+    `model` and `image` are those of `model_on_meta`. Raises UsageError.
+    """
+    model.train()
+    try:
+        with torch.no_grad():
+            outputs = model(image.expand(micro_batch, *image.shape[1:]))
+    except Exception as error:
+        # A choice that depends on values, which only a real pass has.
+        if "meta" in str(error):
+            return
+        fix = ""
+        if micro_batch == 1:
+            fix = "; give each rank 2 at a time: a larger optim.global_batch_size, or fewer ranks"
+        raise UsageError(
+            f"model {config.name} cannot be trained with micro-batches of {micro_batch} "
+            f"({'×'.join(map(str, image.shape[1:]))}): {_one_line(error)}{fix}"
+        ) from error
+    finally:
+        model.eval()
+    _check_outputs(config, outputs, micro_batch, num_classes)
+
+
+def _check_outputs(config: ModelConfig, outputs: object, images: int, num_classes: int) -> None:
+    """A score for each class of each image is what training and evaluation understand."""
+    if isinstance(outputs, Tensor) and outputs.shape == (images, num_classes):
+        return
+    what = f"a {type(outputs).__name__}"
+    if isinstance(outputs, Tensor):
+        what = "outputs of " + "×".join(map(str, outputs.shape[1:]))
+    raise UsageError(
+        f"model {config.name} with kwargs {config.kwargs} gives {what} for an image, where a score "
+        f"for each of the {num_classes} classes is needed: take out of model.kwargs what changes "
+        "that, such as features_only or global_pool"
+    )
+
+
+def _size_hint(model: nn.Module, image_size: int) -> str:
+    """For networks that are made for one size of images, which timm's can be told."""
+    for module in model.modules():
+        made_for = getattr(module, "img_size", None)
+        if made_for is None:
+            continue
+        if tuple(made_for if isinstance(made_for, tuple | list) else [made_for] * 2) != (
+            image_size,
+            image_size,
+        ):
+            return f"; it is made for another size: set model.kwargs.img_size={image_size}"
+    return ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _check_name(name: str) -> None:

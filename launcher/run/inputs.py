@@ -16,11 +16,12 @@ from launcher.checkpoints.checkpoint import Checkpoint
 from launcher.checkpoints.disk_space import shortage
 from launcher.checkpoints.manifest import folders
 from launcher.errors import UsageError
-from launcher.models import model_on_meta
+from launcher.models import check_training, model_on_meta
 from launcher.recipe.engine import accumulation_steps
 from launcher.recipe.recipe import Recipe, resume_difference
 from launcher.run.optimizer import build_optimizer
 from launcher.run.target import controller_of
+from launcher.run.unpacked import check_is_packed
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def open_inputs(recipe: Recipe, world_size: int) -> Inputs:
     accumulation = accumulation_steps(
         recipe.optim.global_batch_size, world_size, recipe.engine.max_micro_batch
     )
+    check_is_packed(str(recipe.data.path))
     train, val = (open_split(recipe.data, split) for split in ("train", "val"))
     if train.manifest.classes != val.manifest.classes:
         raise UsageError(
@@ -115,6 +117,8 @@ def _check_model(inputs: Inputs) -> None:
         image_size=recipe.data.image_size,
     )
     _check_smallest_images(recipe, manifest)
+    micro_batch = inputs.plan(0).micro_batch_size
+    check_training(model, recipe.model, image, micro_batch, len(manifest.classes))
     optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
     controller_of(recipe, model, optimizer, image, inputs.total_steps)
     _check_room(recipe, sum(p.numel() for p in model.parameters()))

@@ -32,7 +32,24 @@ REFUSED = {
     "model kwargs": (["model.kwargs.wings=2"], "cannot be built with kwargs .*wings"),
     "image size": (
         ["model.name=vit_tiny_patch16_224"],
-        "does not take images of 1×8×8",
+        "does not take images of 1×8×8 .*; .* made for another size: set model.kwargs.img_size=8",
+    ),
+    "classes in kwargs": (
+        ["model={name: resnet10t, kwargs: {num_classes: 2}}"],
+        "model.kwargs.num_classes is 2 and the data has 10 classes: leave it out",
+    ),
+    "no scores": (
+        ["model={name: resnet10t, kwargs: {features_only: true}}"],
+        "gives a list for an image, where a score for each of the 10 classes is needed",
+    ),
+    "micro-batch of 1": (
+        ["model={name: resnet10t}", "optim.global_batch_size=2"],
+        "cannot be trained with micro-batches of 1 .*Expected more than 1 value .*give each rank 2",
+    ),
+    "class folders": (
+        ["data.path={tmp}/photos"],
+        "photos holds folders of images, not shards: pack them once with `scl pack imagefolder "
+        ".*/photos --out runs/data/photos-shards --val-fraction 0.1`",
     ),
     "unknown layer": (["method.exclude=[head]"], "'head' matches no layer"),
     "n_m that does not divide": (
@@ -64,6 +81,8 @@ def test_scl_train_refuses(
     case: str, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings, sentence = REFUSED[case]
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "1.jpg").touch()
     run_dir = tmp_path / "run"
     command = train(recipe, run_dir, *(s.replace("{tmp}", str(tmp_path)) for s in settings))
     code = cli.main(command[3:])

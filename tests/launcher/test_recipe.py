@@ -44,6 +44,17 @@ def test_every_recipe_of_the_house_is_valid(path: Path) -> None:
         ("schedule.lr_warm_up=0.1", "did you mean 'lr_warmup'?"),
         ("data.worker=1", "did you mean 'workers'?"),
         ("tracking.wandbb=off", "did you mean 'wandb'?"),
+        ("lam=0.1", "unknown key 'lam'; did you mean 'method.lam'?"),
+        ("epochs=3", "unknown key 'epochs'; did you mean 'optim.epochs'?"),
+        ("method.lr=3", "unknown key 'method.lr'; did you mean 'optim.lr' or 'schedule.lr'?"),
+        ("optim.freeze_mask_at=1", "did you mean 'schedule.freeze_masks_at'?"),
+        ("xyz=1", "unknown key 'xyz'; valid here: name, run_dir, seed, model, "),
+        ("method={name: dense, lam: 1}", "'method.lam' with method.name dense: it is of scl"),
+        ("method.exclude=conv1", "method.exclude: should be a list, not 'conv1'; write exclude: ["),
+        ("optim.betas=0.9", "optim.betas: should be a list, not 0.9"),
+        ("model=resnet18", "model: should be a mapping of keys to values, not 'resnet18'; write"),
+        ("model=resnet18", "; write model.name=resnet18"),
+        ("method=scl", "method: should be a mapping of keys to values, not 'scl'; write method.n"),
         ("method.lam=-0.1", "method.lam: input should be greater than or equal to 0, not -0.1"),
         ("method.lam=much", "method.lam: input should be a valid number"),
         ("method.name=magic", "must be scl, dense, magnitude, rigl or str, not 'magic'"),
@@ -126,6 +137,12 @@ def test_overrides_hold_wherever_the_name_of_their_block_is_set(file: Path) -> N
         assert (method.name, getattr(method, "exclude", None)) == ("magnitude", ["conv1"])
     with pytest.raises(UsageError, match="lam"):
         load_recipe(file, ["method.lam=0.1", "method.name=dense"])
+
+
+def test_a_missing_base_is_asked_for_by_somebody(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: none.yaml\n")
+    with pytest.raises(UsageError, match=r"a\.yaml: base: none\.yaml is no file, looked for at /"):
+        load_recipe(tmp_path / "a.yaml")
 
 
 def test_bases_that_go_round_in_a_circle(tmp_path: Path) -> None:

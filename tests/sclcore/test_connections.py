@@ -337,6 +337,35 @@ def test_weight_uses_leaves_the_model_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+class _Recurrent(nn.Module):
+    """One block under two names, as weight-shared networks have it, and a weight of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.again = self.first
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.one(self.again(self.first(x))))
+
+
+def test_a_module_with_two_names_comes_back_whole() -> None:
+    model = _Recurrent()
+    before = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
+    assert weight_uses(model, torch.ones(1, 4)) == {"first.0.weight": 2, "one.weight": 2}
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert {name: id(p) for name, p in after.items()} == before
+    assert not any(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    optimizer = SCL(
+        connection_groups(model, cost="macs", example_input=torch.ones(1, 4)), lr=0.1, lam=0.1
+    )
+    model(torch.randn(8, 4)).square().mean().backward()
+    optimizer.step()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
 def test_weight_uses_cleans_up_after_a_failure() -> None:
     model = Mixed().train()
     with pytest.raises(RuntimeError):
