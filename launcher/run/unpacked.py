@@ -6,8 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
-from data.shards.index import IMAGE_EXTENSIONS
 from data.shards.manifest import MANIFEST_NAME
+from data.shards.scan import IMAGE_EXTENSIONS
 from launcher.errors import UsageError
 
 _TRAIN, _VAL = ("train", "training"), ("val", "validation", "test")

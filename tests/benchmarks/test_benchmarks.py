@@ -36,10 +36,12 @@ def run(benchmark: str, *arguments: str, also: set[str] | None = None) -> dict[s
     return result
 
 
+@pytest.mark.long
 def test_optimizer_step() -> None:
     assert run("optimizer_step")["details"]["milliseconds"].keys() == {"sgd", "scl", "frozen"}
 
 
+@pytest.mark.long
 def test_overhead() -> None:
     result = run("overhead")
     (step,) = result["details"]["steps"]
@@ -50,6 +52,7 @@ def test_overhead() -> None:
     assert 35 < step["scl_mb"] - step["dense_mb"] < 80
 
 
+@pytest.mark.long
 def test_communication() -> None:
     result = run("communication")
     counts = {count["stage"]: count for count in result["details"]["counts"]}
@@ -67,6 +70,7 @@ def test_communication() -> None:
     assert 1 <= result["ratio"] <= result["target"]
 
 
+@pytest.mark.long
 def test_reparametrised() -> None:
     (step,) = run("reparametrised")["details"]["steps"]
     assert step["theirs_ms"] > 0
@@ -77,6 +81,7 @@ def test_reparametrised() -> None:
     assert 1.9 < step["bytes_ratio"] < 2
 
 
+@pytest.mark.long
 def test_checkpoint(tmp_path: Path) -> None:
     details = run("checkpoint", "--folder", str(tmp_path))["details"]
     # ResNet-50's weights and statistics, and four tensors more for nearly each of its weights.
@@ -87,6 +92,7 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.long
 def test_scaling(tmp_path: Path) -> None:
     figure = tmp_path / "scaling.png"
     details = run("scaling", "--out", str(figure))["details"]
@@ -98,6 +104,7 @@ def test_scaling(tmp_path: Path) -> None:
     assert details["assumptions"]
 
 
+@pytest.mark.long
 def test_loader() -> None:
     ratios = {"ratio_to_decode_limit", "ratio_to_best_peer"}
     result = run("loader", also=ratios | {"target_to_best_peer"})
@@ -110,6 +117,7 @@ def test_loader() -> None:
     assert sum(result["details"]["costs"]["large_memory_mb"].values()) < 50
 
 
+@pytest.mark.long
 def test_decoding() -> None:
     details = run("decoding")["details"]
     assert all(taken > 0 for taken in details["milliseconds"].values())
@@ -121,6 +129,7 @@ def test_decoding() -> None:
     assert details["differences"]["torchvision, uint8"][1] <= 1
 
 
+@pytest.mark.long
 def test_startup() -> None:
     details = run("startup")["details"]
     for taken in details["seconds"].values():
@@ -130,6 +139,7 @@ def test_startup() -> None:
     assert all(seconds > 0 for seconds in details["commands"].values())
 
 
+@pytest.mark.long
 def test_telemetry() -> None:
     result = run("telemetry")
     [each] = result["details"].values()

@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from types import TracebackType
 from typing import Literal
 
 import psutil
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLD = 2
@@ -60,7 +61,7 @@ class Ranks:
         if self.launcher == "scl train":
             self._start(["-m", "launcher.cli", "train", "--ranks", str(WORLD), *self._arguments])
             return self
-        port = _free_port()
+        port = free_port()
         for rank in range(WORLD):
             self._start(
                 ["-m", self._program, *self._arguments],
@@ -209,9 +210,3 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

@@ -27,6 +27,9 @@ from tests.ports import free_port
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+# Asks for an interpreter of its own.
+ANEW = True
+
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -112,10 +115,10 @@ def recipe(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def launch(command: list[str], *, anew: bool = False, **more: str) -> subprocess.Popen[str]:
+def launch(command: list[str], anew: bool = False, /, **more: str) -> subprocess.Popen[str]:
     """Start `command` at the root of the checkout; the caller sees to its end.
 
-    A Python command is forked from a process that has everything imported, unless `anew`.
+    A Python command is forked from a process that has everything imported, unless `anew` is ANEW.
     """
     begin = subprocess.Popen if anew or command[0] != sys.executable else forkserver.popen
     return begin(
@@ -130,11 +133,11 @@ def launch(command: list[str], *, anew: bool = False, **more: str) -> subprocess
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """`start(command, anew=…, **environment)` → a process, which does not outlive the test."""
+    """`start(command, [ANEW,] **environment)` → a process, which does not outlive the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(command: list[str], *, anew: bool = False, **more: str) -> subprocess.Popen[str]:
-        started.append(launch(command, anew=anew, **more))
+    def run(command: list[str], anew: bool = False, /, **more: str) -> subprocess.Popen[str]:
+        started.append(launch(command, anew, **more))
         return started[-1]
 
     yield run

@@ -18,6 +18,7 @@ from data.shards.index import SampleIndex
 from data.shards.manifest import load_manifest
 from launcher.checkpoints import checkpoint
 from tests.launcher.conftest import (
+    ANEW,
     Start,
     assert_same_to_rounding,
     finish,
@@ -68,15 +69,11 @@ def test_the_same_seed_gives_the_same_network_by_every_launcher(
     script = ["launcher/train.py", "--recipe", str(recipe), "--set"]
     deepspeed = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
     deepspeed += ["--no_local_rank", "--master_port", free_port()]
-    code, output = finish(
-        start([*deepspeed, *script, f"run_dir={tmp_path / 'deepspeed'}"], anew=True)
-    )
+    code, output = finish(start([*deepspeed, *script, f"run_dir={tmp_path / 'deepspeed'}"], ANEW))
     assert code == 0, output
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     torchrun += ["--master_port", free_port()]
-    code, output = finish(
-        start([*torchrun, *script, f"run_dir={tmp_path / 'torchrun'}"], anew=True)
-    )
+    code, output = finish(start([*torchrun, *script, f"run_dir={tmp_path / 'torchrun'}"], ANEW))
     assert code == 0, output
     for launcher in ("deepspeed", "torchrun"):
         assert_identical(tmp_path / launcher, undisturbed)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.sclcore import ranks
-from tests.sclcore.sharded import CASES, Whole, kinds_of, network, run
+from tests.sclcore.sharded import ALL_RUNS, CASES, Whole, is_long, network, run
 
 torch.set_num_threads(1)
 
@@ -23,18 +23,20 @@ Runs = Mapping[tuple[str, str, int], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
-def sharded_runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def sharded_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """(case, kind, world size) → what each rank came to. All in one launch: starting takes long."""
     folder = tmp_path_factory.mktemp("shards")
-    ranks.launch("tests.sclcore.shard_worker", folder, world=3, timeout=280)
-    wanted = [(name, *run) for name, case in CASES.items() for run in kinds_of(case)]
-    wanted += [("refusals", "flat", 2), ("checkpoint", "fsdp", 2)]
+    users = [i for i in request.session.items if "sharded_runs" in getattr(i, "fixturenames", ())]
+    both_tiers = any(item.get_closest_marker("long") for item in users)
+    wanted = [run for run in ALL_RUNS if both_tiers or not is_long(*run)]
+    arguments = [":".join(map(str, run)) for run in wanted]
+    ranks.launch("tests.sclcore.shard_worker", folder, *arguments, world=3, timeout=280)
     return {
         (name, kind, world): [
             torch.load(folder / f"out.{name}.{kind}.{world}.{rank}", weights_only=True)
             for rank in range(world)
         ]
-        for name, kind, world in wanted
+        for name, kind, world in [*wanted, ("refusals", "flat", 2), ("checkpoint", "fsdp", 2)]
     }
 
 

@@ -13,8 +13,8 @@ from tests import forkserver
 ROOT = Path(__file__).parents[2]
 
 
-def launch(module: str, folder: Path, *, world: int, timeout: float) -> None:
-    """`python -m module RANK STORE OUT` for each rank; STORE and OUT lie in `folder`."""
+def launch(module: str, folder: Path, *more: str, world: int, timeout: float) -> None:
+    """`python -m module RANK STORE OUT …` for each rank; STORE and OUT lie in `folder`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     logs = [folder / f"log.{rank}" for rank in range(world)]
     processes = []
@@ -24,7 +24,7 @@ def launch(module: str, folder: Path, *, world: int, timeout: float) -> None:
                 forkserver.popen(
                     [
                         *(sys.executable, "-m", module, str(rank)),
-                        *(str(folder / "store"), str(folder / "out")),
+                        *(str(folder / "store"), str(folder / "out"), *more),
                     ],
                     cwd=ROOT,
                     env=environment,

@@ -1,4 +1,7 @@
-"""One rank of the runs in sharded.py: `python -m tests.sclcore.shard_worker RANK STORE OUT`."""
+"""One rank of runs in sharded.py: `python -m tests.sclcore.shard_worker RANK STORE OUT RUN …`.
+
+A RUN is CASE:KIND:RANKS.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn.functional import pad
 
 from sclcore.shards import Shard
-from tests.sclcore.sharded import CASES, Flat, Fsdp, batches, kinds_of, network, run
+from tests.sclcore.sharded import CASES, Flat, Fsdp, batches, network, run
 
 WORLD = 3
 SESSIONS = {"flat": Flat, "fsdp": Fsdp}
@@ -92,17 +95,14 @@ def main() -> None:
         timeout=datetime.timedelta(seconds=60),
     )
     groups = {n: dist.new_group(list(range(n))) for n in range(1, WORLD + 1)}
-    only = sys.argv[4:]
-    for name, case in CASES.items():
-        if only and name not in only:
-            continue
-        for kind, world in kinds_of(case):
-            if rank < world:
-                group = groups[world]
-                assert isinstance(group, dist.ProcessGroup)
-                result = run(SESSIONS[kind](case, network(case), group))
-                torch.save(result, f"{out}.{name}.{kind}.{world}.{rank}")
-    if rank < 2 and not only:
+    for wanted in sys.argv[4:]:
+        name, kind, size = wanted.split(":")
+        if rank < int(size):
+            case, group = CASES[name], groups[int(size)]
+            assert isinstance(group, dist.ProcessGroup)
+            result = run(SESSIONS[kind](case, network(case), group))
+            torch.save(result, f"{out}.{name}.{kind}.{size}.{rank}")
+    if rank < 2:
         group = groups[2]
         assert isinstance(group, dist.ProcessGroup)
         torch.save(refusals(group), f"{out}.refusals.flat.2.{rank}")

@@ -471,3 +471,13 @@ def run(session: Whole) -> dict[str, Any]:
 def kinds_of(case: Case) -> Iterator[tuple[str, int]]:
     """(how the state is sharded, number of ranks) of all runs of a case."""
     yield from itertools.product(("flat", "fsdp") if case.fsdp else ("flat",), case.worlds)
+
+
+def is_long(name: str, kind: str, world: int) -> bool:
+    """Whether a run is of the second tier: a hundred steps of what another run shows as well."""
+    if CASES[name].steps < STEPS:
+        return False
+    return world < 3 or (kind == "fsdp" and name not in ("feature", "n-m"))
+
+
+ALL_RUNS = [(name, *run) for name, case in CASES.items() for run in kinds_of(case)]

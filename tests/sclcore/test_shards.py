@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from sclcore import SCL, connection_groups
 from sclcore.shards import Shard
 from tests.sclcore.conftest import Runs
-from tests.sclcore.sharded import CASES, kinds_of
+from tests.sclcore.sharded import ALL_RUNS, CASES, is_long
 
-RUNS = [(name, kind, world) for name, case in CASES.items() for kind, world in kinds_of(case)]
+RUNS = [pytest.param(*r, marks=[pytest.mark.long] if is_long(*r) else []) for r in ALL_RUNS]
 Single = Callable[[str], dict[str, Any]]
 
 
@@ -110,7 +110,7 @@ def test_the_comparison_means_something(name: str, whole_run: Single) -> None:
     assert len(set(single["hashes"])) > 5
 
 
-@pytest.mark.parametrize(("name", "kind", "world"), [r for r in RUNS if r[0] == "usual"])
+@pytest.mark.parametrize(("name", "kind", "world"), [r for r in ALL_RUNS if r[0] == "usual"])
 def test_one_message_per_step(name: str, kind: str, world: int, sharded_runs: Runs) -> None:
     for rank in sharded_runs[name, kind, world]:
         first, *others = rank["messages"]
@@ -154,7 +154,7 @@ def test_the_guard_acts_in_these_runs(name: str, whole_run: Single) -> None:
     assert all(count >= least for step in single["live"] for count in step)
 
 
-@pytest.mark.parametrize(("name", "kind", "world"), [r for r in RUNS if r[0] == "poison"])
+@pytest.mark.parametrize(("name", "kind", "world"), [r for r in ALL_RUNS if r[0] == "poison"])
 def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(
     name: str, kind: str, world: int, sharded_runs: Runs
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(
         assert all(bool(p.isfinite().all()) for p in rank["parameters"].values())
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_fsdp_knows_the_norm_of_the_whole_gradient(
     world: int, sharded_runs: Runs, whole_run: Single
 ) -> None:

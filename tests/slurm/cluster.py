@@ -10,7 +10,6 @@ import os
 import random
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+
+from tests.ports import free_port
 
 NODES = ("n0", "n1")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "scancel", "srun")
@@ -224,7 +225,7 @@ class Slurm:
         (folder / "hosts").write_text("".join(f"127.0.0.1 {n}\n" for n in ("localhost", *NODES)))
         (folder / "munge.key").write_bytes(os.urandom(1024))
         (folder / "munge.key").chmod(0o400)
-        ctld_port, *ports = _free_ports(1 + len(NODES))
+        ctld_port, *ports = [free_port() for _ in range(1 + len(NODES))]
         conf = _CONF.format(
             folder=folder,
             ctld_port=ctld_port,
@@ -327,14 +328,3 @@ def _which(name: str) -> str:
     """Path of a program, also where PATH lacks the system's folders; '' if there is none."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     return shutil.which(name, path=path) or ""
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

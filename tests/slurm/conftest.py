@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import forkserver
 from tests.slurm.cluster import Slurm, missing
 from tests.slurm.jobs import ROOT, Submit, Submitted
 
@@ -27,7 +27,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits, packed."""
     folder = tmp_path_factory.mktemp("digits")
     command = [sys.executable, "-m", "launcher.cli", "pack", "digits", "--out", str(folder)]
-    subprocess.run([*command, "--workers", "1"], cwd=ROOT, check=True, timeout=120)
+    forkserver.run([*command, "--workers", "1"], cwd=ROOT, check=True, timeout=120)
     return folder
 
 

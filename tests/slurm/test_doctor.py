@@ -12,6 +12,7 @@ from tests.slurm.cluster import Slurm, missing
 from tests.slurm.jobs import DOCTOR, Submit
 
 
+@pytest.mark.long
 def test_sound_nodes(submit: Submit, tmp_path: Path) -> None:
     job = submit(script=DOCTOR)
     job.wait_end("COMPLETED")

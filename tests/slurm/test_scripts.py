@@ -87,6 +87,7 @@ def test_one_rank_tells_wandb(undisturbed: Submitted) -> None:
     assert undisturbed.log.count("W&B run, offline") == 1
 
 
+@pytest.mark.long
 def test_srun_and_scl_train_are_the_same_program(
     undisturbed: Submitted, digits: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ def test_srun_and_scl_train_are_the_same_program(
     assert summary["top1"] == undisturbed.summary["top1"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(500)
 def test_out_of_time_then_a_killed_rank_and_the_same_network(
     submit: Submit, undisturbed: Submitted
@@ -133,6 +135,7 @@ def test_out_of_time_then_a_killed_rank_and_the_same_network(
     assert len({name.rpartition("-")[2] for name in tracked}) == 1, "one W&B run, continued"
 
 
+@pytest.mark.long
 def test_scancel_saves_and_ends_the_job(submit: Submit) -> None:
     job = submit()
     job.wait_training()
@@ -146,6 +149,7 @@ def test_scancel_saves_and_ends_the_job(submit: Submit) -> None:
     assert found is not None and f"stopped by SIGTERM at step {found.step} of" in job.log
 
 
+@pytest.mark.long
 def test_an_array_of_three_lambdas_is_three_runs_of_one_group(submit: Submit) -> None:
     job = submit(
         *("--array=0-2", "--nodes=1"),
@@ -178,6 +182,7 @@ def test_a_task_without_a_lambda_says_how_many_there_are(submit: Submit) -> None
     assert not job.folder.exists()
 
 
+@pytest.mark.long
 def test_ranks_in_a_container(submit: Submit, tmp_path: Path) -> None:
     """What is asked of apptainer; a program of that name stands in for it."""
     bin_folder = tmp_path / "bin"
@@ -198,6 +203,7 @@ def test_ranks_in_a_container(submit: Submit, tmp_path: Path) -> None:
     assert f"asked: exec --pwd {tmp_path} {bound}python3 -m launcher.train" in job.log
 
 
+@pytest.mark.long
 def test_a_dead_rank_ends_ranks_that_do_not_notice(submit: Submit, tmp_path: Path) -> None:
     job = submit_stubs(submit, tmp_path)
     wait_up(tmp_path, 2)
@@ -219,6 +225,7 @@ def test_what_is_missing_is_said_before_a_rank_starts(
     assert variable in line
 
 
+@pytest.mark.long
 def test_time_running_out_requeues_this_task_of_an_array(submit: Submit, tmp_path: Path) -> None:
     slurm, job = submit.slurm, submit_stubs(submit, tmp_path, "--array=0-1", "--cpus-per-task=2")
     wait_up(tmp_path, 4)
@@ -235,6 +242,7 @@ def test_time_running_out_requeues_this_task_of_an_array(submit: Submit, tmp_pat
     assert slurm.show("job", other)["JobState"] == "RUNNING"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "variables", "state"),
     [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.conftest import Start, finish, free_port, summary, wait_until
+from tests.launcher.conftest import ANEW, Start, finish, free_port, summary, wait_until
 
 _SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 _SERVER = """
@@ -93,9 +93,8 @@ def test_two_nodes_of_a_hostfile_train_one_run(
     deepspeed = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hosts)]
     deepspeed += ["--no_local_rank", "--master_addr", "127.0.0.1", "--master_port", free_port()]
     script = ["launcher/train.py", "--recipe", str(recipe), "--set", f"run_dir={run_dir}"]
-    process = start(
-        [*deepspeed, *script, "--set", "optim.epochs=2"], PATH=ssh_path, DS_ENV_FILE=str(variables)
-    )
+    deepspeed += [*script, "--set", "optim.epochs=2"]
+    process = start(deepspeed, ANEW, PATH=ssh_path, DS_ENV_FILE=str(variables))
     code, output = finish(process)
     assert code == 0, output
     assert "127.0.0.1: " in output and "localhost: " in output, "pdsh names the node of a line"

@@ -80,7 +80,7 @@ def test_a_rank_that_stops_responding(
     other = 1 - frozen
     assert f"rank {other} has been at step" in output
     # Which exchange of the loop it waits in is chance: a step's, an evaluation's or a save's.
-    waits = re.search(r'launcher/loop\.py", line \d+, in train\n', output)
+    waits = re.search(r'launcher/run/loop\.py", line \d+, in train\n', output)
     assert waits, f"the stack of the one that waits:\n{output}"
     assert output.count(f"rank {frozen}") >= 1 and "did not answer" in output
     assert f"rank {other} has killed rank {frozen}" in output
@@ -145,10 +145,5 @@ def test_one_rank_that_hangs(start: Start) -> None:
 
 def ranks_of(run_dir: Path) -> list[psutil.Process]:
     """The two ranks of a run of `scl train`, in order."""
-    found = {}
-    for process in processes_of(run_dir):
-        environment = process.environ()
-        if "RANK" in environment and process.cmdline()[2].endswith("launcher/train.py"):
-            found[int(environment["RANK"])] = process
-    assert sorted(found) == [0, 1]
-    return [found[0], found[1]]
+    found = {process.name(): process for process in processes_of(run_dir)}
+    return [found["scl rank 0"], found["scl rank 1"]]
