@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
 
 import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -59,23 +55,6 @@ def run_rank(world: World, prepare: Callable[[], Prepared]) -> int:
         else:
             say(f"error: rank {world.rank} failed:\n{traceback.format_exc()}")
         return 1
-
-
-def end_process(code: int) -> NoReturn:
-    """End this process, all of whose work is done, at once.
-
-    The interpreter's own exit takes apart every module, and waits for threads of collectives that
-    will never complete after a failure, and for W&B's service, which a signal to all processes of
-    a rank has ended already.
-    """
-    if code == 0:
-        # All is written: a signal from here on must not make a failure of it.
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def is_lost_connection(error: Exception) -> bool:

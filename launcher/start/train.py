@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from launcher.cluster.process import end_process
 from launcher.cluster.world import find_world
 from launcher.recipe.recipe import Recipe
 from launcher.reports import report
 from launcher.run.prepare import prepare
-from launcher.run.rank import end_process, run_rank
+from launcher.run.rank import run_rank
 from launcher.run.spawn import train_on_ranks
 from launcher.terminal import say
 
