@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from importlib import import_module
 
+from launcher.cluster.process import end_process
 from launcher.commands import SUMMARIES, HelpFormatter, Parser
-from launcher.terminal import say
+from launcher.terminal import forgive, say
 
 _EXAMPLES = """\
 examples:
@@ -31,8 +33,16 @@ Under Slurm:         sbatch slurm/resnet50_scl.sh
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand. Exit codes: 0 done, 2 usage, 1 failed, 128 + n stopped by signal n."""
+    forgive()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    arguments = sys.argv[1:] if arguments is None else arguments
+    code = _run(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and not code:
+        # All is written: no need to wait for the interpreter to take thousands of modules apart.
+        end_process(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     asked = next((word for word in arguments if word in SUMMARIES), "")
     options = parser(asked).parse_args(arguments)
     from launcher.errors import UserError
@@ -42,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         say(f"error: {error}")
         return error.exit_code
+    except KeyboardInterrupt:
+        # While it prepares: a run that has begun saves and says so itself.
+        say("stopped by SIGINT")
+        return 128 + signal.SIGINT
 
 
 def parser(asked: str | None = None) -> Parser:

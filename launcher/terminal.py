@@ -1,10 +1,52 @@
-"""What is said to the person at the terminal; results go to stdout, everything else to stderr."""
+"""What is said to the person at the terminal; results go to stdout, everything else to stderr.
+
+What cannot be printed never ends a run: a character that the terminal's or the log's encoding lacks
+becomes an escape, and nobody reading any more is no error.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
+from pathlib import Path
+from typing import Any
 
 
 def say(text: str) -> None:
     """One line to stderr, at once: it must be there when the process is killed next."""
     print(text, file=sys.stderr, flush=True)
+
+
+def forgive() -> None:
+    """Let stdout and stderr take any text, read or not. For a program, when it begins."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Closed by whoever started this process.
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+        # Others are in place of them in a notebook, or under a test: these are left alone.
+        if type(stream) is io.TextIOWrapper:
+            stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _Forgiving(stream))
+
+
+class _Forgiving:
+    """A stream whose writes are lost once its reader is gone."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

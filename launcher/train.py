@@ -20,16 +20,19 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launcher.arguments import add_recipe_options
-from launcher.terminal import say
+from launcher.terminal import forgive, say
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of a rank. Exit codes: 0 done, 2 usage, 1 failed, 128 + n stopped by signal n."""
+    forgive()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     parser = argparse.ArgumentParser(
         prog="launcher/train.py", description="One rank of a training run; see also `scl train`."
     )
     add_recipe_options(parser)
+    # DeepSpeed's launcher adds it; the environment, which it sets too, says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
 
     from launcher.cluster.world import find_world

@@ -93,7 +93,11 @@ def _machine(device: torch.device) -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line
+            for line in cpuinfo.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
         name = names[0].partition(":")[2].strip() if names else name
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

@@ -1,8 +1,9 @@
-"""Processes of this machine: forked, named, and gone when their parent is."""
+"""Processes of this machine: forked, named, what stops them, and gone when their parent is."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import signal
@@ -14,34 +15,44 @@ from typing import NoReturn
 from launcher.errors import UserError
 from launcher.terminal import say
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What asks a run to save and stop."""
+_STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 _SET_PARENT_DEATH_SIGNAL, _SET_NAME = 1, 15
+
+
+def stops() -> list[signal.Signals]:
+    """The signals that save a run and stop it.
+
+    SIGHUP is one, which comes when the terminal or its connection is gone, unless nohup has seen to
+    it that it is ignored.
+    """
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in _STOPS if not (nohup and number == signal.SIGHUP)]
 
 
 def fork(body: Callable[[], int]) -> int:
     """Start a process that begins as a copy of this one and ends with the exit code of `body`.
 
-    Returns its process id. Signals do to it what they do to any program that does not listen.
+    Returns its process id. The signals of `stops` are neither blocked nor heard in it at first.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
+    stopping = stops()
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        for number in SIGNALS:
+        for number in stopping:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)
         code = body()
     except UserError as error:
         say(f"error: {error}")
         code = error.exit_code
     except BaseException:
-        traceback.print_exc()
+        say(f"error: this process failed:\n{traceback.format_exc()}")
     finally:
-        # Not up into the stack of the parent, which is there as well.
+        # Nothing that happens in it goes up to what its parent was doing, which is its stack too.
         end_process(code)
 
 
@@ -54,11 +65,10 @@ def end_process(code: int) -> NoReturn:
     """
     if code == 0:
         # All is written: a signal from here on must not make a failure of it.
-        for number in SIGNALS:
+        for number in stops():
             signal.signal(number, signal.SIG_IGN)
         atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     os._exit(code)
 
 
@@ -76,6 +86,13 @@ def end_with_parent(parent: int) -> None:
     _prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # Closed, or its reader is gone: what cannot be printed never ends a run.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 def _prctl(option: int, value: int | bytes) -> None:

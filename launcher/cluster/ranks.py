@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from launcher.cluster.process import stops
+
 
 @dataclass(frozen=True)
 class Agreed:
@@ -33,7 +35,7 @@ class Agreed:
 class Agreement:
     """One small message per step: who was asked to stop, who still writes, whether to save.
 
-    Turns SIGTERM, SIGUSR1 and SIGINT into a stop that all ranks agree on at the next step.
+    Turns SIGTERM, SIGUSR1, SIGINT and SIGHUP into a stop that all ranks agree on at the next step.
     """
 
     def __init__(self, timeout_s: int) -> None:
@@ -46,7 +48,7 @@ class Agreement:
         group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for number in stops():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -83,7 +83,7 @@ def place_token(folder: Path) -> Path:
     """A small file in the run's folder, by which other nodes recognise it. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     token = folder / f".doctor-{secrets.token_hex(8)}"
-    token.write_text(token.name)
+    token.write_text(token.name, encoding="utf-8")
     return token
 
 
@@ -100,7 +100,7 @@ def reply_to(token: Path | None) -> Reply:
     if seen:
         own = token.with_name(f"{token.name}-{socket.gethostname()}-{os.getpid()}")
         try:
-            own.write_text("")
+            own.write_text("", encoding="utf-8")
             own.unlink()
         except OSError as problem:
             error = problem.strerror or str(problem)

@@ -53,7 +53,7 @@ def known_of(run: Path, recipe: Recipe) -> Known:
     """What `run` noted at its start; of a run from before that was noted, what its shards say."""
     path = run / "origin.json"
     if path.is_file():
-        data = json.loads(path.read_text())["data"]
+        data = json.loads(path.read_text(encoding="utf-8"))["data"]
         image = ImageStats.model_validate(data["image"])
         return Known(data["classes"], data["class_names"], image)
     manifest = open_split(recipe.data, "train").manifest

@@ -100,7 +100,7 @@ def write_state_dict(job: Job, folder: Path) -> Written:
 
 def write_csv(job: Job, folder: Path) -> Written:
     path = folder / "layers.csv"
-    path.write_text(budgets_csv(job.budgets()))
+    path.write_text(budgets_csv(job.budgets()), encoding="utf-8")
     return Written(path.name, "counted from the weights", "no model: a table")
 
 

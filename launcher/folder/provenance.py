@@ -24,7 +24,7 @@ def write_provenance(folder: Path, recipe: Recipe, world: World) -> None:
     """`recipe.yaml`, every default filled in, and a line of `environment.jsonl` for this start."""
     atomic_write(folder / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
     path = folder / "environment.jsonl"
-    before = path.read_text() if path.exists() else ""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
     started = {"started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     atomic_write(path, f"{before}{json.dumps(started | environment(world))}\n")
 

@@ -37,7 +37,7 @@ def build_recipe(values: dict[str, Any], overrides: Iterable[str], where: str) -
 def read_mapping(path: Path, kind: str) -> dict[str, Any]:
     """The YAML file `path`, which should hold a `kind`. Raises UsageError with one sentence."""
     try:
-        values = yaml.load(path.read_text(), Loader=Loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except OSError as error:
         raise UsageError(f"cannot read the {kind} {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

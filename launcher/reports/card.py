@@ -193,7 +193,7 @@ def _layers(layers: list[Layer]) -> str:
 
 def _making(run: Path, report: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
     path = run / "environment.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     starts = [json.loads(line) for line in lines]
     data = origin.get("data", {})
     rows = {
@@ -227,4 +227,4 @@ def _python(lines: list[str]) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

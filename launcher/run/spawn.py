@@ -21,7 +21,7 @@ import torch
 
 from launcher.cluster import rendezvous
 from launcher.cluster.accelerator import accelerator
-from launcher.cluster.process import SIGNALS, end_with_parent, fork, name_rank
+from launcher.cluster.process import end_with_parent, fork, name_rank, stops
 from launcher.cluster.world import World
 from launcher.errors import UsageError
 from launcher.run.prepare import Prepared
@@ -30,6 +30,7 @@ from launcher.terminal import say
 
 # For saving, for the tracker's last lines, and for what a rank says that others ended because of.
 _OTHERS_END_WITHIN_S = 30.0
+_KILLED_ARE_GONE_WITHIN_S = 10.0
 _POLL_S = 0.02
 
 
@@ -38,7 +39,8 @@ def train_on_ranks(prepared: Prepared) -> int:
 
     Raises UsageError when there are GPUs, but fewer than ranks, or MASTER_PORT is taken.
 
-    SIGTERM, SIGUSR1 and SIGINT go to the ranks, which save and stop; a second SIGINT kills them.
+    SIGTERM, SIGUSR1, SIGINT and SIGHUP go to the ranks, which save and stop; a second SIGINT
+    kills them.
     """
     size = prepared.inputs.world_size
     if accelerator() == "cuda" and size > torch.cuda.device_count():
@@ -85,19 +87,29 @@ class Ranks:
         self._interrupts = 0
         self._passed_on = 0
         self._running: set[int] = set()
+        self._stops = stops()
         # Pending until all are there: a signal must reach every rank or none.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._former = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._stops)
+        self._former = {number: signal.signal(number, self._pass_on) for number in self._stops}
         # What exists by now is never freed, so that the collector does not copy its pages.
         gc.freeze()
+        try:
+            self._fork(body, size)
+        except BaseException:
+            # No process left to fork, say: those there are must not wait for the others.
+            self._end()
+            raise
+        finally:
+            gc.unfreeze()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._stops)
+
+    def _fork(self, body: Callable[[int], int], size: int) -> None:
         parent = os.getpid()
         for rank in range(size):
             pid = fork(functools.partial(_as_rank, rank, body, parent, self._group))
             self._group = self._group or pid
             os.setpgid(pid, self._group)
             self._running.add(pid)
-        gc.unfreeze()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def wait(self) -> int:
         """Until all have ended. Returns the code of the first that failed, or else 0."""
@@ -108,9 +120,17 @@ class Ranks:
                     return self._verdict(code)
             return 0
         finally:
-            for number, handler in self._former.items():
-                signal.signal(number, handler)
-            self._kill()
+            self._end()
+
+    def _end(self) -> None:
+        """Leave no process of the group, and signals as they were before."""
+        self._kill()
+        began = time.monotonic()
+        while self._running and time.monotonic() < began + _KILLED_ARE_GONE_WITHIN_S:
+            if self._next(wait=False) is None:
+                time.sleep(_POLL_S)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _next(self, *, wait: bool = True) -> int | None:
         """The code of the next rank to end, negative if a signal did it; None if none has yet."""
@@ -135,6 +155,9 @@ class Ranks:
     def _verdict(self, code: int) -> int:
         if code >= 0:
             return code
+        if self._interrupts > 1:
+            say("killed by a second SIGINT; the same command continues from the last checkpoint")
+            return 128 + signal.SIGINT
         name = signal.Signals(-code).name
         if -code == self._passed_on:
             say(f"stopped by {name} before there was anything to save")
@@ -155,10 +178,14 @@ class Ranks:
 
     def _send(self, number: int) -> None:
         for pid in self._running:
-            os.kill(pid, number)
+            # It may have been waited for an instant ago, when the signal came.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _kill(self) -> None:
         """Ranks and what they have started that stayed in their group."""
+        if not self._group:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._group, signal.SIGKILL)
 
@@ -168,7 +195,6 @@ def _as_rank(rank: int, body: Callable[[int], int], parent: int, group: int) -> 
     os.setpgid(0, group)
     name_rank(rank)
     end_with_parent(parent)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     # Data workers import their parent's main module; here that is a command line they never use.
     sys.modules["__main__"] = types.ModuleType("__main__")
     return body(rank)

@@ -67,7 +67,7 @@ def retrain_recipe(
 def _check_initial_weights(run: Path, source: Recipe) -> None:
     path = run / "origin.json"
     try:
-        origin = json.loads(path.read_text())
+        origin = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} cannot be read, which says what weights the run began with: train the run "

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from launcher.cluster.accelerator import accelerator
-from launcher.cluster.process import end_with_parent, fork
+from launcher.cluster.process import end_with_parent, fork, stops
 from launcher.cluster.world import find_world
 from launcher.errors import UsageError
 from launcher.folder.results import latest, read_run, rows_of
@@ -27,7 +27,6 @@ from launcher.start.sweep import SweepRun
 from launcher.start.train import train
 from launcher.terminal import say
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _POLL_S = 0.2
 _TAIL_LINES = 15
 
@@ -215,7 +214,7 @@ def _kill(pid: int) -> None:
 
 @contextmanager
 def _passing_signals(jobs: _Jobs) -> Iterator[None]:
-    former = {number: signal.signal(number, jobs.stop) for number in _SIGNALS}
+    former = {number: signal.signal(number, jobs.stop) for number in stops()}
     try:
         yield
     finally:

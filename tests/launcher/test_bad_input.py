@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
+from launcher import train as rank
 from tests.launcher.conftest import Start, finish, processes_of, run_ranks, train
 
 REFUSED = {
@@ -139,6 +141,14 @@ def test_a_rank_started_by_hand_refuses_too(recipe: Path, tmp_path: Path, start:
     assert_refused(*results[0], "nearest possible: 64 or 66", run_dir)
     # Nobody ended rank 1 after rank 0 had spoken, as a launcher does: it speaks for itself.
     assert results[1][1].startswith("error: rank 1: optim.global_batch_size 65 cannot be divided")
+
+
+def test_what_deepspeeds_launcher_adds_is_taken(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert rank.main(["--local_rank=0", "--recipe", "none.yaml"]) == 2
+    assert "cannot read the recipe none.yaml" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
