@@ -1,4 +1,4 @@
-"""What was collected, and what of it the chosen tier leaves out: read by test_tiers.py."""
+"""The order of tests; and what was collected and left out, which test_tiers.py reads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Slurm's tests mostly wait: begun first, they do so beside others that compute.
+    items.sort(key=lambda item: "slurm" not in item.path.parts)
     collected = config.stash[COLLECTED]
     for item in items:
         collected.tests[item.nodeid] = item.get_closest_marker("long") is not None
