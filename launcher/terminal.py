@@ -29,7 +29,9 @@ def forgive() -> None:
             setattr(sys, name, stream)
         # Others are in place of them in a notebook, or under a test: these are left alone.
         if type(stream) is io.TextIOWrapper:
-            stream.reconfigure(errors="backslashreplace")
+            # One that has been led elsewhere since it was opened may believe it can seek.
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, _Forgiving(stream))
 
 
