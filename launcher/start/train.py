@@ -26,7 +26,7 @@ def start_run(path: Path, overrides: list[str], ranks: int | None) -> int:
 
 def train(recipe: Recipe) -> int:
     world = find_world()
-    if world.source != "single process":
+    if world.is_rank_of(recipe.engine.ranks):
         end_process(
             run_rank(world, lambda: prepare(recipe, world.world_size, is_main=world.is_main))
         )
