@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 from data.errors import UserError
 
-__all__ = ["RunError", "UsageError", "UserError"]
+__all__ = ["RunError", "UsageError", "UserError", "disk_refusal"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
 class UsageError(UserError):
@@ -18,3 +24,18 @@ class RunError(UserError):
     """A run that started cannot go on; the message says why and what is kept."""
 
     exit_code = 1
+
+
+def disk_refusal(error: OSError) -> UserError | None:
+    """What a file system that refuses is to the user; None where `error` is something else."""
+    reason = (error.strerror or "").lower()
+    where = f"{error.filename}: {reason}" if error.filename else f"a file system refuses: {reason}"
+    if error.errno in _FULL:
+        return RunError(f"{where}; make room there, or choose another place")
+    if error.errno in _FORBIDDEN:
+        return UsageError(f"{where}; choose a place that you may write to and read from")
+    if error.errno in _IN_THE_WAY:
+        return UsageError(f"{where}; something else is there already: choose another place")
+    if error.errno == errno.EIO:
+        return RunError(f"{where}; the disk or its server fails: the system's log may say why")
+    return None

@@ -33,7 +33,12 @@ done
 
 arguments=(--recipe "$recipe")
 if [[ -n ${SCL_DATA:-} ]]; then arguments+=(--set "data.path=$SCL_DATA"); fi
-read -r -a more <<<"${SCL_ARGS:-}"
+# Words as a shell has them: on any number of lines, a blank within quotes.
+if ! xargs -r true <<<"${SCL_ARGS:-}"; then
+    echo "error: SCL_ARGS has a quote that nothing closes: $SCL_ARGS" >&2
+    exit 2
+fi
+mapfile -d '' -t more < <(xargs -r printf '%s\0' <<<"${SCL_ARGS:-}")
 
 # The rendezvous is on the first node; the other variables of a rank come from srun's own, and must
 # not come from the shell that called sbatch, which may be a rank of something else.

@@ -18,7 +18,8 @@
 # is requeued for itself. Other variables as for slurm/resnet50_scl.sh.
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 export SCL_RECIPE=${SCL_RECIPE:-recipes/resnet50_scl.yaml}
-read -r -a lambdas <<<"${SCL_LAMBDAS:-0.02 0.05 0.1 0.2}"
+# On any number of lines; the end of the text is no failure.
+read -r -d '' -a lambdas <<<"${SCL_LAMBDAS:-0.02 0.05 0.1 0.2}" || true
 lambda=${lambdas[${SLURM_ARRAY_TASK_ID:-0}]:-}
 if [[ -z $lambda ]]; then
     echo "error: task ${SLURM_ARRAY_TASK_ID:-0} of the array has no λ, SCL_LAMBDAS holds" \

@@ -28,6 +28,14 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def is_rank_of(self, ranks: int) -> bool:
+        """Whether this process is a rank that somebody has started, where `ranks` are asked for.
+
+        The shell of `srun --pty` has the variables of a step of one task, and so has whatever is
+        started in it: who asks for more ranks there means ranks of this machine.
+        """
+        return self.source != "single process" and (self.world_size > 1 or ranks == 1)
+
     def export(self) -> None:
         """Set the five variables from which every library reads the world."""
         os.environ.update(

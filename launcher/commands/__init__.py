@@ -80,5 +80,21 @@ def add_command(
         epilog=more,
         formatter_class=HelpFormatter,
     )
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=_told(run))
     return parser
+
+
+def _told(run: Callable) -> Callable:
+    """`run`, with what a file system refuses said as a sentence."""
+
+    def command(options: argparse.Namespace) -> int:
+        try:
+            return run(options)
+        except OSError as error:
+            from launcher.errors import disk_refusal
+
+            if refusal := disk_refusal(error):
+                raise refusal from error
+            raise
+
+    return command

@@ -16,15 +16,19 @@ _BARS = 24
 
 def draw(report: dict[str, Any]) -> bytes:
     """PNG of a report of `launcher.evaluation.report`."""
+    file = io.BytesIO()
+    figure_of(report).savefig(file, format="png")
+    return file.getvalue()
+
+
+def figure_of(report: dict[str, Any]) -> Figure:
     against = report.get("against")
     figure = Figure(figsize=(11 if against else 5.6, 5), dpi=120, layout="constrained")
     panels = figure.subplots(1, 2 if against else 1, squeeze=False)[0]
     _reliability(panels[0], report)
     if against:
         _by_class(panels[1], against)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return figure
 
 
 def _reliability(axes: Axes, report: dict[str, Any]) -> None:
@@ -66,5 +70,6 @@ def _by_class(axes: Axes, against: dict[str, Any]) -> None:
     note = "dark: holds at a false discovery rate of 5 %"
     left_out = len(against["classes"]) - len(rows)
     if left_out:
-        note += f"; {left_out:,} classes between are left out"
-    axes.set_xlabel(note, color=GREY)
+        note += f"\n{left_out:,} classes between are left out"
+    # Where names of classes are long, the axes are narrower than the note: it may begin below them.
+    axes.set_xlabel(note, color=GREY, loc="right")

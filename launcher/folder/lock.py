@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 from typing import TextIO
 
@@ -25,3 +26,20 @@ def lock(folder: Path) -> TextIO:
             "folder with --set run_dir=…"
         ) from None
     return file
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UsageError where `folder` cannot be made or written to; nothing is made."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UsageError(
+            f"run_dir: {folder} cannot be made, for {place} is no folder: choose another with "
+            "--set run_dir=…"
+        )
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"run_dir: {folder} cannot be written, for {place} is read-only here or not yours: "
+            "choose another with --set run_dir=…"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from launcher.checkpoints.checkpoint import Checkpoint
+from launcher.folder.lock import check_writable
 from launcher.folder.results import is_finished
 from launcher.recipe.recipe import Recipe
 from launcher.run.foreseen import foreseen
@@ -40,4 +41,7 @@ def prepare(recipe: Recipe, world_size: int, *, is_main: bool = True) -> Prepare
         initial = read_initial(recipe, inputs.manifest)
         notes = (*initial.notes, *foreseen(recipe, inputs.total_steps))
         initial = replace(initial, notes=notes)
-    return Prepared(inputs, start, initial)
+    prepared = Prepared(inputs, start, initial)
+    if is_main and not prepared.is_finished:
+        check_writable(recipe.folder)
+    return prepared

@@ -14,7 +14,7 @@ from data.errors import DataError
 from launcher.cluster.process import name_rank
 from launcher.cluster.ranks import from_main
 from launcher.cluster.world import World
-from launcher.errors import RunError, UserError
+from launcher.errors import RunError, UserError, disk_refusal
 from launcher.folder.lock import lock
 from launcher.folder.provenance import write_origin, write_provenance
 from launcher.run.build import build
@@ -66,8 +66,9 @@ def is_lost_connection(error: Exception) -> bool:
 
 def _train(prepared: Prepared, world: World) -> int:
     recipe, manifest = prepared.inputs.recipe, prepared.inputs.manifest
-    folder_lock = lock(recipe.folder) if world.is_main else None
+    folder_lock = None
     try:
+        folder_lock = lock(recipe.folder) if world.is_main else None
         with process_group(world, recipe.engine) as device:
             start = from_main(prepared.start)
             if world.is_main:
@@ -82,6 +83,10 @@ def _train(prepared: Prepared, world: World) -> int:
     except DataError as error:
         # No usage error: what is wrong with the data itself was refused before it was read.
         raise RunError(str(error)) from error
+    except OSError as error:
+        if refusal := disk_refusal(error):
+            raise refusal from error
+        raise
     finally:
         if folder_lock is not None:
             folder_lock.close()

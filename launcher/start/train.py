@@ -18,7 +18,7 @@ def train(recipe: Recipe) -> int:
     As a rank that somebody else has started, this process is that rank, and ends with it.
     """
     world = find_world()
-    if world.source != "single process":
+    if world.is_rank_of(recipe.engine.ranks):
         end_process(
             run_rank(world, lambda: prepare(recipe, world.world_size, is_main=world.is_main))
         )

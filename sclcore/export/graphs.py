@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib.util
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ OPSET = 20
 TOLERANCE = 1e-4
 """Of the largest output. Both sides compute in float32, with sums in another order, which was seen
 to make 5e-8 to 2e-6 of it. A norm with another epsilon or a missing layer makes far more."""
-_INPUT, _OUTPUT = "images", "logits"
+_INPUT, _OUTPUT, _BATCH = "images", "logits", "batch"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def trace(model: nn.Module, example: Tensor) -> ExportedProgram:
 
     Raises ExportError where PyTorch cannot follow the model.
     """
-    dynamic = ({0: Dim("batch", min=1)},)
+    dynamic = ({0: Dim(_BATCH, min=1)},)
     try:
         with _quiet(), torch.no_grad():
             return torch.export.export(model.eval(), (example,), dynamic_shapes=dynamic)
@@ -105,6 +106,7 @@ def save_onnx(model: nn.Module, path: Path, example: Tensor, opset: int = OPSET)
     assert exported is not None
     with staged(path) as temporary:
         exported.save(temporary, external_data=False)
+        onnx.save(_with_named_batch(onnx.load(str(temporary))), str(temporary))
         onnx.checker.check_model(str(temporary), full_check=True)
         written = onnx.load(str(temporary))
         versions = {entry.domain: entry.version for entry in written.opset_import}
@@ -139,6 +141,18 @@ def onnx_session(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
 def same_outputs(one: nn.Module, other: nn.Module, example: Tensor, what: str) -> float:
     """The largest difference of the outputs of two models; ExportError beyond the tolerance."""
     return _compare(one, other, example, what)[0]
+
+
+def _with_named_batch(written: Any) -> Any:
+    """The ONNX model with its free axis named `batch`, not by a number of PyTorch's own."""
+    graph = written.graph
+    first = graph.input[0].type.tensor_type.shape.dim[0]
+    given = re.compile(rf"\b{re.escape(first.dim_param)}\b")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = given.sub(_BATCH, axis.dim_param)
+    return written
 
 
 def _compare(

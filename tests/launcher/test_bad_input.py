@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 
 from launcher import cli
 from launcher import train as rank
+from launcher.errors import disk_refusal
 from tests.launcher.conftest import Start, finish, processes_of, run_ranks, train
 
 REFUSED = {
@@ -48,6 +50,10 @@ REFUSED = {
         ["model={name: resnet10t}", "optim.global_batch_size=2"],
         "cannot be trained with micro-batches of 1 .*Expected more than 1 value .*give each rank 2",
     ),
+    "a file in the way": (
+        ["run_dir={tmp}/file/run"],
+        "run_dir: .*/file/run.* cannot be made, for .*/file is no folder: choose another",
+    ),
     "class folders": (
         ["data.path={tmp}/photos"],
         "photos holds folders of images, not shards: pack them once with `scl pack imagefolder "
@@ -83,6 +89,7 @@ def test_scl_train_refuses(
     case: str, recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings, sentence = REFUSED[case]
+    (tmp_path / "file").touch()
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "cat" / "1.jpg").touch()
     run_dir = tmp_path / "run"
@@ -159,10 +166,29 @@ def test_what_deepspeeds_launcher_adds_is_taken(
         (["pack", "imagefolder", "{tmp}/none", "--out", "{tmp}/out"], "there is no folder"),
         (["pack", "torchvision", "Nothing", "--out", "{tmp}/out"], "'Nothing' is unknown"),
         (["pack", "index", "{tmp}/none"], "there is no folder"),
+        (["pack", "digits", "--out", "{tmp}/file/out"], "/file.*: not a directory; something else"),
     ],
 )
 def test_other_commands_refuse(
     command: list[str], sentence: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "file").touch()
     code = cli.main([part.replace("{tmp}", str(tmp_path)) for part in command])
     assert_refused(code, "".join(capfd.readouterr()), sentence, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "sentence"),
+    [
+        (errno.ENOSPC, 1, "/x/y: no space left on device; make room there, or choose another"),
+        (errno.EROFS, 2, "/x/y: read-only file system; choose a place that you may write to"),
+        (errno.EACCES, 2, "/x/y: permission denied; choose a place"),
+        (errno.EISDIR, 2, "/x/y: is a directory; something else is there already"),
+        (errno.EIO, 1, "/x/y: input/output error; the disk or its server fails"),
+    ],
+)
+def test_what_a_file_system_refuses_is_a_sentence(number: int, code: int, sentence: str) -> None:
+    refusal = disk_refusal(OSError(number, os.strerror(number), "/x/y"))
+    assert refusal is not None and str(refusal).startswith(sentence)
+    assert refusal.exit_code == code
+    assert disk_refusal(ConnectionResetError(errno.ECONNRESET, "gone")) is None

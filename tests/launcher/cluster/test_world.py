@@ -40,6 +40,14 @@ def test_the_environment_of_a_rank_wins_over_slurms() -> None:
     assert find_world(STEP | {"RANK": "0", "WORLD_SIZE": "2"}).world_size == 2
 
 
+def test_a_shell_inside_a_step_is_no_rank_where_more_are_asked_for() -> None:
+    """As `srun --pty bash` leaves it, also to whatever is started there later."""
+    shell = STEP | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    assert find_world(shell).is_rank_of(1) and not find_world(shell).is_rank_of(2)
+    assert find_world(STEP).is_rank_of(1) and find_world(STEP).is_rank_of(2)
+    assert not find_world({}).is_rank_of(1)
+
+
 def test_alone() -> None:
     world = find_world({})
     assert (world.rank, world.world_size, world.is_main) == (0, 1, True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
@@ -42,6 +43,23 @@ def made_up(seed: int, size: int = 600, classes: int = 4, skill: float = 0.7) ->
         loss=rng.random(size),
         sound=np.ones(size, np.bool_),
     )
+
+
+@pytest.mark.parametrize("length", [1, 60])
+def test_no_word_of_the_picture_is_cut_off(length: int) -> None:
+    dense = made_up(0, size=2000, classes=400)
+    sparse = replace(made_up(1, size=2000, classes=400), run="a run with a name")
+    names = [f"{'x' * length}{i}" for i in range(400)]
+    dense, sparse = (replace(p, classes=names) for p in (dense, sparse))
+    against = measures.compare(sparse, dense)
+    results = measures.measure(sparse)
+    figure = picture.figure_of({"run": sparse.run, "results": results, "against": against})
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            box = label.get_window_extent()
+            assert 0 <= box.x0 <= box.x1 <= figure.bbox.width, label.get_text()
+            assert 0 <= box.y0 <= box.y1 <= figure.bbox.height, label.get_text()
 
 
 # --- what is measured ---

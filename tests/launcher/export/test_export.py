@@ -69,6 +69,8 @@ def test_a_run_in_every_format(undisturbed: Path, tmp_path: Path, capsys: Output
         ):
             assert (other - wanted).abs().max() < 1e-5 * wanted.abs().max()
     written = onnx.load(out / "model.onnx")
+    for value in (*written.graph.input, *written.graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
     weights = [
         numpy_helper.to_array(t)
         for t in written.graph.initializer
