@@ -110,25 +110,23 @@ def _become(arguments: list[str]) -> NoReturn:
 def _run(arguments: list[str]) -> None:
     """What an interpreter does with its arguments: `-m MODULE …`, `-c CODE …` or `FILE …`."""
     what, *rest = arguments
-    for folder in reversed(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
-        if folder and folder not in sys.path:
-            sys.path.insert(1, folder)
+    # In place of the server's own, which is the root of the checkout.
+    folders = {"-m": str(Path.cwd()), "-c": ""}
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [folders.get(what, str(Path(what).resolve().parent)), *filter(None, named)]
     if what == "-m":
         module, *rest = rest
         # Imported above under its own name, it is to run as `__main__`.
         sys.modules.pop(module, None)
-        sys.path[0] = str(Path.cwd())
         sys.argv = [module, *rest]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     elif what == "-c":
         code, *rest = rest
-        sys.path[0] = ""
         sys.argv = ["-c", *rest]
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(code, "<string>", "exec"), main.__dict__)
     else:
         assert not what.startswith("-"), arguments
-        sys.path[0] = str(Path(what).resolve().parent)
         sys.argv = arguments
         # In the running of a path the module is taken out of sys.modules again only at the end.
         runpy.run_path(what, run_name="__main__")
