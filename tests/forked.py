@@ -89,7 +89,26 @@ def _prepare(request: dict[str, Any], files: list[int]) -> None:
     os.environ.update(request["environment"])
     # Python's own generator is seeded anew by a fork, NumPy's is not.
     np.random.seed()
+    _open_streams()
     _show([sys.executable, *request["arguments"]])
+
+
+def _open_streams() -> None:
+    """Anew, as an interpreter opens them: those of the server are for another kind of file."""
+    encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    names = {0: ("stdin", "r", "strict"), 1: ("stdout", "w", "strict")}
+    names[2] = ("stderr", "w", "backslashreplace")
+    for place, (name, mode, usual) in names.items():
+        stream = os.fdopen(
+            place,
+            mode,
+            buffering=1 if place == 2 or os.isatty(place) else -1,
+            encoding=encoding or "utf-8",
+            errors=usual if place == 2 else errors or usual,
+            closefd=False,
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def _become(arguments: list[str]) -> NoReturn:
