@@ -89,7 +89,26 @@ def _prepare(request: dict[str, Any], files: list[int]) -> None:
     os.environ.update(request["environment"])
     # Python's own generator is seeded anew by a fork, NumPy's is not.
     np.random.seed()
+    _open_streams()
     _show([sys.executable, *request["arguments"]])
+
+
+def _open_streams() -> None:
+    """Anew, as an interpreter opens them: those of the server are for another kind of file."""
+    encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    names = {0: ("stdin", "r", "strict"), 1: ("stdout", "w", "strict")}
+    names[2] = ("stderr", "w", "backslashreplace")
+    for place, (name, mode, usual) in names.items():
+        stream = os.fdopen(
+            place,
+            mode,
+            buffering=1 if place == 2 or os.isatty(place) else -1,
+            encoding=encoding or "utf-8",
+            errors=usual if place == 2 else errors or usual,
+            closefd=False,
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def _become(arguments: list[str]) -> NoReturn:
@@ -110,25 +129,23 @@ def _become(arguments: list[str]) -> NoReturn:
 def _run(arguments: list[str]) -> None:
     """What an interpreter does with its arguments: `-m MODULE …`, `-c CODE …` or `FILE …`."""
     what, *rest = arguments
-    for folder in reversed(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
-        if folder and folder not in sys.path:
-            sys.path.insert(1, folder)
+    # In place of the server's own, which is the root of the checkout.
+    folders = {"-m": str(Path.cwd()), "-c": ""}
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [folders.get(what, str(Path(what).resolve().parent)), *filter(None, named)]
     if what == "-m":
         module, *rest = rest
         # Imported above under its own name, it is to run as `__main__`.
         sys.modules.pop(module, None)
-        sys.path[0] = str(Path.cwd())
         sys.argv = [module, *rest]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     elif what == "-c":
         code, *rest = rest
-        sys.path[0] = ""
         sys.argv = ["-c", *rest]
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(code, "<string>", "exec"), main.__dict__)
     else:
         assert not what.startswith("-"), arguments
-        sys.path[0] = str(Path(what).resolve().parent)
         sys.argv = arguments
         # In the running of a path the module is taken out of sys.modules again only at the end.
         runpy.run_path(what, run_name="__main__")

@@ -106,10 +106,12 @@ def assert_identical(run_dir: Path, undisturbed: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "stops"),
     [
-        (("engine.zero_stage=0", "model.kwargs.norm=batch"), (3, 17, 68)),
+        pytest.param(
+            ("engine.zero_stage=0", "model.kwargs.norm=batch"), (3, 17, 68), marks=pytest.mark.long
+        ),
         (("engine.zero_stage=2", "model.kwargs.norm=batch"), (42, 66)),
         # Masks rounded at random: each rank's position in its random numbers counts as well.
-        (
+        pytest.param(
             (
                 "engine.zero_stage=1",
                 "engine.precision=bf16",
@@ -118,6 +120,7 @@ def assert_identical(run_dir: Path, undisturbed: Path) -> None:
                 "checkpoint.every_minutes=1e-6",
             ),
             (17,),
+            marks=pytest.mark.long,
         ),
     ],
 )

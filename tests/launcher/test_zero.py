@@ -28,7 +28,7 @@ from tests.launcher.conftest import (
     wait_until,
 )
 
-WORKER = Path(__file__).with_name("zero_worker.py")
+LONG = pytest.mark.long
 
 
 def finished(start: Start, recipe: Path, run_dir: Path, *settings: str, ranks: int = 2) -> Path:
@@ -64,7 +64,10 @@ def test_partitions_of_the_network_cut_its_features_and_need_padding(smooth: Pat
             assert (boundary - starts[layer]) % rows[layer], "inside a feature"
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("ranks", "stage"),
+    [(2, 1), (3, 2), *(pytest.param(*r, marks=LONG) for r in ((1, 1), (1, 2), (2, 2), (3, 1)))],
+)
 def test_a_sharded_run_gives_the_same_network(
     ranks: int, stage: int, smooth_run: Path, smooth: Path, tmp_path: Path, start: Start
 ) -> None:
@@ -75,25 +78,30 @@ def test_a_sharded_run_gives_the_same_network(
     assert summary(run_dir)["live"] == summary(smooth_run)["live"]
 
 
-def test_accumulation_and_clipping_in_every_stage(
-    smooth: Path, tmp_path: Path, start: Start
-) -> None:
-    """Clipped at half of what the gradient has at first, so that it acts.
+CLIP = ("optim.clip_grad_norm=0.5", "optim.epochs=3")
 
-    42 updates: with four seeds no mask variable was further off than 2e-5. In 112 clipped ones
+
+@pytest.fixture(scope="module")
+def clipped(smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one rank, clipped at half of what the gradient has at first, so that it acts."""
+    run_dir = finished(launch, smooth, tmp_path_factory.mktemp("clipped") / "run", *CLIP, ranks=1)
+    norms = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert max(line.get("train/grad_norm", 0) for line in norms) > 0.5
+    return run_dir
+
+
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=LONG), pytest.param(1, marks=LONG), 2])
+def test_accumulation_and_clipping_in_every_stage(
+    stage: int, clipped: Path, smooth: Path, tmp_path: Path, start: Start
+) -> None:
+    """42 updates: with four seeds no mask variable was further off than 2e-5. In 112 clipped ones
     features get so thin that rounding, divided by their small gradient, came to 0.1 with one seed.
     """
-    clip, pieces = ("optim.clip_grad_norm=0.5", "optim.epochs=3"), "engine.max_micro_batch=20"
-    whole = finished(start, smooth, tmp_path / "whole", *clip, ranks=1)
-    norms = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert max(line.get("train/grad_norm", 0) for line in norms) > 0.5
-    for stage in (0, 1, 2):
-        run_dir = tmp_path / f"stage{stage}"
-        finished(start, smooth, run_dir, *clip, pieces, f"engine.zero_stage={stage}")
-        assert_same_to_rounding(run_dir, whole)
+    settings = (*CLIP, "engine.max_micro_batch=20", f"engine.zero_stage={stage}")
+    assert_same_to_rounding(finished(start, smooth, tmp_path / "run", *settings), clipped)
 
 
-@pytest.mark.parametrize("precision", ["autocast", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("autocast", marks=LONG), "bf16"])
 def test_precisions_do_the_same_arithmetic_in_every_stage(
     precision: str, recipe: Path, tmp_path: Path, start: Start
 ) -> None:
@@ -172,7 +180,7 @@ def test_dense_training_is_sharded_and_resumed_alike(
         assert torch.equal(weight, others[name]), name
 
 
-@pytest.mark.parametrize("method", ["scl", "dense"])
+@pytest.mark.parametrize("method", ["scl", pytest.param("dense", marks=LONG)])
 def test_adamw_is_sharded_and_resumed_alike(
     method: str, smooth: Path, tmp_path: Path, start: Start
 ) -> None:
@@ -203,6 +211,7 @@ def test_adamw_is_sharded_and_resumed_alike(
     assert counts[0] == counts[1] and set(counts[0]) == {56}
 
 
+@pytest.mark.long
 def test_a_large_transformer_trains_sharded(recipe: Path, tmp_path: Path, start: Start) -> None:
     """ViT-L's own width (1,024) and heads, 2 of its 24 blocks, one update per epoch."""
     large = tmp_path / "large.yaml"
