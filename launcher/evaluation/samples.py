@@ -76,12 +76,22 @@ def open_samples(config: DataConfig, known: Known, split: str) -> Samples:
             "with --split, or pack the other as well"
         )
     folder = root if root.is_dir() else Path(str(config.path))
+    if folder != root and (splits := _splits_of(folder)):
+        raise UsageError(
+            f"{folder} has no split {split!r}: it has {' and '.join(splits)}; choose one with "
+            "--split"
+        )
     if not folder.is_dir():
         raise UsageError(
             f"there is no {root}, nor a folder {config.path} of class folders: name the folder "
             f"that `scl pack` wrote, or one that holds a folder of images for each class"
         )
     return _of_folder(folder, config, known)
+
+
+def _splits_of(folder: Path) -> list[str]:
+    """The splits that are packed in `folder`."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}"))
 
 
 def _is_elsewhere(path: str | Path) -> bool:
