@@ -179,13 +179,15 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("method", ["scl", pytest.param("dense", marks=pytest.mark.long)])
 @pytest.mark.parametrize("folders", [("imagenet",), ("cifar", "mnist")], ids="-".join)
-def test_two_updates_of_every_network(folders: tuple[str, ...], noise: Path) -> None:
+def test_two_updates_of_every_network(folders: tuple[str, ...], method: str, noise: Path) -> None:
     chosen: dict[str, Recipe] = {}
     for path in RECIPES:
         # CIFAR-100 and 40 epochs are other numbers of the same program.
         same = "cifar100" in path.stem or "resnet50_40" in path.stem
-        if path.parent.name in folders and not same:
+        wanted = path.parent.name in folders and path.stem.endswith(f"_{method}")
+        if wanted and not same:
             chosen[str(path)] = load_recipe(path)
     arguments = [f"{path}={json.dumps(reduced(r, noise))}" for path, r in chosen.items()]
     result = forkserver.run(

@@ -11,18 +11,21 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 
 from launcher.cluster.rendezvous import open_store
 from launcher.cluster.world import World
 from launcher.errors import UsageError
 from launcher.evaluation.predictions import predict_run
 from launcher.recipe.load import load_recipe
+from launcher.recipe.yaml import Loader
 from tests.launcher.conftest import ROOT, Start, finish, free_port, train, wait_until
 
 CANARY = "c0ffee" + "0123456789abcdef" * 2 + "42"
 # What would run code from a file that is read.
 _DANGEROUS = re.compile(
-    r"pickle\.loads?\(|Unpickler\(|yaml\.(unsafe_|full_)?load\((?!.*Loader=_Loader)"
+    r"pickle\.loads?\(|Unpickler\(|yaml\.(unsafe_|full_)?load\((?!.*Loader=Loader\))"
+    r"|from yaml import"
     r"|allow_pickle=True|torch\.load\((?!.*weights_only=True)|\beval\(|\bexec\("
 )
 
@@ -71,6 +74,7 @@ def test_no_file_is_read_in_a_way_that_can_run_code() -> None:
         if _DANGEROUS.search(line) and ".eval()" not in line
     }
     assert found == {}
+    assert issubclass(Loader, yaml.SafeLoader), "the one that is left out above"
 
 
 def test_an_address_is_listened_at_alone_and_a_taken_port_is_named() -> None:

@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-import launcher.export.write
+import launcher.export.asked
 import sclcore.export.graphs
 from tests.launcher.conftest import launch, scl, wait_until
 from tests.launcher.export.exports import (
@@ -67,7 +67,7 @@ def test_bad_input_is_one_sentence(
     assert "exists: choose another folder" in refused(
         capsys, undisturbed, "--format", "csv", "--out", tmp_path / "empty"
     )
-    monkeypatch.setattr(launcher.export.write, "_ONNX", ("onnx", "onnx_that_is_not_installed"))
+    monkeypatch.setattr(launcher.export.asked, "ONNX", ("onnx", "onnx_that_is_not_installed"))
     assert "needs onnx_that_is_not_installed: pip install 'scl-train[onnx]'" in refused(
         capsys, undisturbed, "--format", "onnx", *out
     )
