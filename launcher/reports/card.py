@@ -177,9 +177,22 @@ def _images(recipe: Recipe, report: Mapping[str, Any], origin: Mapping[str, Any]
         f"square of {data.image_size}, values in [0, 1]"
     )
     if "mean" not in image:
-        return f"{text}; mean and standard deviation: {_UNKNOWN}."
+        return f"{text}; mean and standard deviation: {_UNKNOWN}. {_reading(report)}"
     mean, std = (", ".join(f"{value:.6g}" for value in image[key]) for key in ("mean", "std"))
-    return f"{text}, less the mean ({mean}), divided by the standard deviation ({std})."
+    return (
+        f"{text}, less the mean ({mean}), divided by the standard deviation ({std}). "
+        f"{_reading(report)}"
+    )
+
+
+def _reading(report: Mapping[str, Any]) -> str:
+    """How bytes became pixels, where loaders differ (data/images/decode.py)."""
+    mode = "L" if report["network"]["in_chans"] == 1 else "RGB"
+    return (
+        f'Files are read as Pillow\'s `convert("{mode}")` does, but for grey of 16 bits, which is '
+        "divided by 256 and not clipped at 255; orientation in EXIF is ignored, and transparency "
+        "without a background chosen at packing is dropped."
+    )
 
 
 def _layers(layers: list[Layer]) -> str:
