@@ -37,6 +37,7 @@ SETS: dict[str, tuple[int, int, int]] = {
     "runs/data/cifar100": (50_000, 100, 3),
     "runs/data/mnist": (60_000, 10, 1),
 }
+LONG = pytest.mark.long
 FOLDERS = ("imagenet", "cifar", "mnist")
 RECIPES = sorted(
     path
@@ -179,8 +180,10 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["scl", pytest.param("dense", marks=pytest.mark.long)])
-@pytest.mark.parametrize("folders", [("imagenet",), ("cifar", "mnist")], ids="-".join)
+@pytest.mark.parametrize("method", ["scl", pytest.param("dense", marks=LONG)])
+@pytest.mark.parametrize(
+    "folders", [pytest.param(("imagenet",), marks=LONG), ("cifar", "mnist")], ids="-".join
+)
 def test_two_updates_of_every_network(folders: tuple[str, ...], method: str, noise: Path) -> None:
     chosen: dict[str, Recipe] = {}
     for path in RECIPES:

@@ -62,7 +62,9 @@ def test_outputs_of_known_networks_stay_equal(name: str) -> None:
     assert EXPECTED_REASONS[name] <= set(report.left)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize(
+    "seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(10, 25))]
+)
 def test_of_a_random_network_the_dead_features_go_and_only_those(seed: int) -> None:
     model = living_net(seed)
     smaller, report = remove_dead_features(model, torch.zeros(1, 3, 14, 14))
@@ -107,7 +109,9 @@ def _nothing_dead_remains(model: nn.Module, report: RemovalReport) -> None:
         assert int(dead.sum()) == sum(layer.left.values()), layer
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet50"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", pytest.param("resnet50", marks=pytest.mark.long)]
+)
 def test_others_can_export_the_result(name: str, tmp_path: Path) -> None:
     import onnxruntime
 
