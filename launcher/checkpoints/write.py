@@ -104,7 +104,7 @@ def publish(
     _wait_for_files(folder, manifest.files)
     try:
         known = manifests(root)
-        serial = 1 + max((found.serial for found in known.values()), default=0)
+        serial = 1 + max((earlier.serial for earlier in known.values()), default=0)
         manifest = manifest.model_copy(update={"serial": serial})
         target = root / free_name(root, manifest.step)
         finish_folder(folder, target, manifest)
