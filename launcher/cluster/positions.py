@@ -130,8 +130,8 @@ class Exchange:
         for lower in range(rank):
             if answer := self._read(f"answer/{lower}"):
                 return Answers(here={lower: answer, rank: self._position()}, before={})
-        found = {r: self._read(f"answer/{r}") for r in range(size)}
-        here = {r: position for r, position in found.items() if position}
+        answers = {r: self._read(f"answer/{r}") for r in range(size)}
+        here = {r: position for r, position in answers.items() if position}
         silent = (r for r in range(size) if r not in here)
         never = Position(0, 0, "starting")
         return Answers(here, {r: self._read(f"at/{r}") or never for r in silent})
