@@ -15,11 +15,11 @@ _KNOBS = {
 
 def series_of(configurations: Iterable[Configuration]) -> list[list[Configuration]]:
     """The curves, each of one method. A run whose recipe is unknown is on none."""
-    found: dict[str, list[Configuration]] = {}
+    curves: dict[str, list[Configuration]] = {}
     for c in configurations:
         if c.settings:
-            found.setdefault(_rest(c), []).append(c)
-    return [*found.values()]
+            curves.setdefault(_rest(c), []).append(c)
+    return [*curves.values()]
 
 
 def _rest(c: Configuration) -> str:
