@@ -78,8 +78,8 @@ def _own_errors(facts: Sequence[Facts]) -> Iterator[str]:
     for fact in facts:
         for text in fact.errors:
             by_text[text].append(fact)
-    for text, those in by_text.items():
-        yield f"{where(those)}: {text}"
+    for text, affected in by_text.items():
+        yield f"{where(affected)}: {text}"
     little = [f for f in facts if f.free_gib is not None and f.free_gib < MIN_FREE_GIB]
     if little:
         yield (
@@ -128,8 +128,8 @@ def _odd_ones(
     usual = max(counts, key=lambda value: (counts[value], value == key(facts[0])))
     for value in counts:
         if value != usual:
-            those = where(fact for fact in facts if key(fact) == value)
-            yield f"{those}: {what} {value}, others have {usual}: {remedy}"
+            odd = where(fact for fact in facts if key(fact) == value)
+            yield f"{odd}: {what} {value}, others have {usual}: {remedy}"
 
 
 def _shared_gpus(facts: Sequence[Facts]) -> Iterator[str]:
@@ -137,11 +137,11 @@ def _shared_gpus(facts: Sequence[Facts]) -> Iterator[str]:
     for fact in facts:
         if fact.gpu:
             users[fact.host, fact.gpu].append(fact)
-    for those in users.values():
-        if len(those) > 1:
+    for sharing in users.values():
+        if len(sharing) > 1:
             yield (
-                f"{where(those)}: {len(those)} ranks would share one GPU: ask for a GPU per task "
-                "(--gpus-per-node as large as --ntasks-per-node)"
+                f"{where(sharing)}: {len(sharing)} ranks would share one GPU: ask for a GPU per "
+                "task (--gpus-per-node as large as --ntasks-per-node)"
             )
 
 
