@@ -107,9 +107,9 @@ class Display:
         taken = self._step - self._done
         if not taken:
             return ()
-        each = (time.monotonic() - self._began) / taken
-        run = each * (self._epochs * self._steps_per_epoch - self._step)
-        epoch = each * ((self._epoch + 1) * self._steps_per_epoch - self._step)
+        seconds_each = (time.monotonic() - self._began) / taken
+        run = seconds_each * (self._epochs * self._steps_per_epoch - self._step)
+        epoch = seconds_each * ((self._epoch + 1) * self._steps_per_epoch - self._step)
         return f"left {_clock(epoch)}", f"run {_clock(run)}"
 
 

@@ -77,8 +77,8 @@ class OptimizerState:
     def _find_parts(self, names: list[list[str]]) -> Iterator[_Part]:
         groups = self._optimizer.param_groups
         if self._zero is None:
-            for group, own in zip(groups, names, strict=True):
-                for name, tensor in zip(own, group["params"], strict=True):
+            for group, group_names in zip(groups, names, strict=True):
+                for name, tensor in zip(group_names, group["params"], strict=True):
                     yield _Part(name, tuple(tensor.shape), 0, tensor.numel(), tensor, 0)
             return
         shards = flat_shards(self._zero, {id(p): name for name, p in self._params.items()})
@@ -86,9 +86,9 @@ class OptimizerState:
             learned = {i: shards[i] for i, group in enumerate(groups) if group["connections"]}
             ranks: Any = self._zero.dp_process_group
             self._optimizer.set_shards(learned, ranks)
-        for group, own in zip(groups, shards, strict=True):
+        for group, group_shards in zip(groups, shards, strict=True):
             [flat] = group["params"]
-            for shard in own:
+            for shard in group_shards:
                 yield _Part(shard.name, shard.shape, shard.start, shard.length, flat, shard.offset)
 
     def pieces(self) -> Pieces:
@@ -127,8 +127,8 @@ class OptimizerState:
         for part in self._parts:
             values = saved.read(part.name, part.start, part.length)
             param = self._params[part.name]
-            own = param.detach().reshape(-1)[part.start : part.start + part.length]
-            master = values.pop(_MASTER, own)
+            current = param.detach().reshape(-1)[part.start : part.start + part.length]
+            master = values.pop(_MASTER, current)
             if part.tensor is not param:
                 _put(part, part.tensor.detach(), master)
             for key, value in values.items():
@@ -240,9 +240,9 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, copy=True)
     if isinstance(value, dict):
-        return {key: _moved(each, device) for key, each in value.items()}
+        return {key: _moved(item, device) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_moved(each, device) for each in value)
+        return type(value)(_moved(item, device) for item in value)
     return value
 
 

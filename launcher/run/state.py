@@ -59,10 +59,10 @@ def restore(start: Checkpoint | None, learner: Learner) -> Progress:
     learner.model.load_state_dict(checkpoint.load_part(start, "model"))
     learner.optimizer_state.load(SavedOptimizer(start))
     same_world = start.meta["environment"]["world_size"] == world.world_size
-    own = checkpoint.load_part(start, rank_part(world.rank if same_world else 0))
+    local = checkpoint.load_part(start, rank_part(world.rank if same_world else 0))
     if not same_world:
-        own["buffers"] = {}
-    restore_local_state(learner.model, learner.device, own)
+        local["buffers"] = {}
+    restore_local_state(learner.model, learner.device, local)
     if not same_world and world.rank:
         torch.manual_seed(start.meta["recipe"]["seed"] + world.rank)
     return Progress(**start.meta["progress"])
