@@ -208,8 +208,8 @@ def _kill(pid: int) -> None:
         below = process.children(recursive=True)
     except psutil.NoSuchProcess:
         return
-    for each in (*below, process):
-        each.kill()
+    for member in (*below, process):
+        member.kill()
 
 
 @contextmanager
