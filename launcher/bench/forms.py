@@ -74,7 +74,7 @@ def _torch(model: nn.Module, device: torch.device) -> Run:
 
 
 def _filled(model: nn.Module) -> nn.Module:
-    """With random numbers for weights: what the zeros are worth shows in the difference."""
+    """`model` with random weights and no zeros: the difference in time is the zeros' worth."""
     filled = copy.deepcopy(model)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -84,7 +84,7 @@ def _filled(model: nn.Module) -> nn.Module:
 
 
 def _smaller(model: nn.Module, example: Tensor) -> tuple[nn.Module | None, Form]:
-    # With batch norm folded, as onnxruntime does of its own.
+    # With batch norm folded, which onnxruntime does by itself.
     name = "dead features removed"
     try:
         smaller, _ = remove_dead_features(model, example[:1])
