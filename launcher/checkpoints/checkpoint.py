@@ -9,7 +9,7 @@ A checkpoint root looks like this; whoever kills the writers at any moment finds
     best             the name of the best one, which retention spares
     pareto.json      accuracy against connections: every model that no other surpasses in both
 
-Written by saver.py beside it through write.py; retention.py decides what stays.
+Written by launcher/run/saver.py through write.py; retention.py decides what stays.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def manifests(root: Path) -> dict[str, Manifest]:
 
 
 def free_name(root: Path, step: int) -> str:
-    """A folder name for `step` that is not taken: a copy stays until the next one is published."""
+    """A free folder name for `step`: an earlier save of it stays until this one is there."""
     name, revision = f"step-{step:08d}", 0
     while (root / name).exists():
         revision += 1

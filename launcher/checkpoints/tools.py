@@ -93,7 +93,7 @@ def check_conversion(source: Path, out: Path) -> Path:
 
 
 def _latest(root: Path, sound: dict[str, Manifest]) -> str:
-    """What `latest` names, if it is sound: who rewound a run by hand means it."""
+    """What `latest` names, if it is sound: somebody may have rewound the run by hand."""
     named, _ = read_pointer(root, "latest")
     return named if named in sound else [*sound][-1]
 

@@ -39,7 +39,7 @@ _APPEARS_WITHIN_S = 60.0
 
 
 def writing_thread() -> ThreadPoolExecutor:
-    """One thread, which takes what the threads of training leave.
+    """One thread of low priority, for the processor time that training leaves.
 
     On a CPU whose cores are all busy a step waits for the slowest of them. Not the lowest priority:
     the thread holds the interpreter now and then, and training waits for that.
