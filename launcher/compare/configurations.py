@@ -19,7 +19,7 @@ from launcher.compare.entry import Entry
 from launcher.compare.pareto import pareto_front
 from launcher.folder.results import ReportError
 
-# What does not make a run another configuration: who it is, and how it is recorded and kept.
+# Keys that do not make a run another configuration: its name, and how it is recorded and kept.
 _IDENTITY = ("name", "run_dir", "seed", "tracking", "checkpoint")
 MISSING = "–"
 _METHODS = ("dense", "scl", "magnitude", "rigl", "str")
@@ -206,9 +206,10 @@ def compare_runs(runs: Iterable[str | Path], sort: str = "density") -> Compariso
 
 
 def with_data(entries: Sequence[Entry]) -> list[Entry]:
-    """`entries` with `data` filled in. Which shards they were, runs say when they have finished.
+    """`entries` with `data` filled in, which a run notes only when it has finished.
 
-    One under way is taken to read what the others found at the same path, if that is one thing.
+    A run under way is taken to read the data that finished runs have read at the same path, if
+    those agree.
     """
     known: dict[str, set[str]] = {}
     for entry in entries:
@@ -222,12 +223,12 @@ def with_data(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _data_of(entry: Entry) -> tuple[str, str | None]:
-    """Path and, if the run says it, fingerprint."""
+    """The path of the data and, if the run has noted it, their fingerprint."""
     return str(entry.settings.get("data.path")), entry.run.summary.get("data")
 
 
 def with_defaults(entries: Sequence[Entry]) -> list[Entry]:
-    """`entries`; where an older version wrote fewer keys, these get the defaults they stood for."""
+    """`entries`, with the defaults of keys that the version which wrote them did not have."""
     shapes = {(e.method, frozenset(e.settings)) for e in entries if e.recipe}
     if len(shapes) == len({method for method, _ in shapes}):
         return list(entries)

@@ -16,7 +16,7 @@ from launcher.compare.figures import PANEL, Titles, figure_of, looks, put_legend
 from launcher.folder.results import percent
 from launcher.reports.style import INK, bare, heading, note_above, nothing_yet, short
 
-# Bars of more configurations, or layers, are a thicket.
+# With more configurations or layers, bars cannot be told apart.
 _MOST_BARS, _MOST_GROUPS = 3, 10
 _CELL_IN = 0.24
 _NARROWEST_NUMBER_IN = 0.42
