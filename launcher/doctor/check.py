@@ -83,7 +83,7 @@ def _join(world: World, deadline: float) -> PrefixStore:
 
 
 def _wait_listening(address: tuple[str, int], deadline: float) -> None:
-    """The store's own attempts last beyond its time-out, and do not say what the system says."""
+    """Wait until rank 0 listens; the store's own attempts outlast its time-out and hide why."""
     while True:
         try:
             socket.create_connection(address, timeout=_left(deadline).total_seconds()).close()

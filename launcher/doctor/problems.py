@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 
 from launcher.doctor.node_facts import Facts, Reply
 
-# Lines of two logs cannot be put in order any more; nothing breaks.
+# From here on, lines of two logs cannot be put in order any more; nothing breaks.
 CLOCK_WARNING_S = 1.0
-# Nobody keeps the time there. At some minutes, munge and the signatures of object stores refuse.
+# From here on, nobody keeps the clock right. At some minutes, munge and object stores refuse.
 CLOCK_ERROR_S = 30.0
 MIN_FREE_GIB = 1.0
 
@@ -42,7 +42,7 @@ def remarks(facts: Sequence[Facts], replies: Mapping[int, Reply], clock: float) 
 
 
 def ranks(numbers: Iterable[int]) -> str:
-    """`ranks 0–7, 9` of what may be in any order; `rank 3` of one."""
+    """The ranks of `numbers`, in any order, in words: `ranks 0–7, 9`, or `rank 3`."""
     ordered = sorted(numbers)
     spans: list[list[int]] = []
     for number in ordered:
@@ -55,7 +55,7 @@ def ranks(numbers: Iterable[int]) -> str:
 
 
 def where(facts: Iterable[Facts]) -> str:
-    """`n1 (rank 1), n2 (ranks 2–3)`."""
+    """The nodes and ranks of `facts` in words: `n1 (rank 1), n2 (ranks 2–3)`."""
     by_host: dict[str, list[int]] = defaultdict(list)
     for fact in facts:
         by_host[fact.host].append(fact.rank)
