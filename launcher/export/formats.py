@@ -52,12 +52,12 @@ class Job:
         return self.source.network.example(EXAMPLE_BATCH)
 
     def about(self) -> dict[str, Any]:
-        """What files say of themselves."""
+        """What each file says of the model in it."""
         source = self.source
         return {**source.network.as_dict(), "step": source.step, "finished": source.finished}
 
     def budgets(self, model: nn.Module | None = None) -> list[LayerBudget]:
-        """What each layer has; live is what is not zero."""
+        """Connections and MACs of each layer; a connection is live where its weight is not zero."""
         model = model or self.source.model
         masks = {c.name: c.parameter != 0 for c in find_connections(model)}
         return layer_budgets(model, weight_uses(model, self.example[:1]), masks)
@@ -115,7 +115,7 @@ def write_onnx(job: Job, folder: Path) -> Written:
 
 
 def _single(model: nn.Module) -> nn.Module:
-    """In float32, which every runtime has on every machine."""
+    """`model` in float32, which every runtime has on every machine."""
     if all(p.dtype == torch.float32 for p in model.parameters()):
         return model
     return copy.deepcopy(model).float()
@@ -153,7 +153,7 @@ def write_compact(job: Job, folder: Path) -> Written:
     entries = save_compact(state, path, values=values, connections=features, metadata=job.about())
     dense = folder / "model.safetensors"
     if not dense.exists():
-        # To be weighed only: the folder that is published does not get it.
+        # Only for its size: it is removed again below.
         dense = folder / ".weighed"
         save_sparse_model(model, dense, metadata=job.about())
     job.sizes = [asdict(size) for size in sizes(dense, path, entries, state)]
