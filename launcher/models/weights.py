@@ -145,7 +145,7 @@ def check_masks(
 
     Raises UsageError naming a tensor that is missing or of another shape.
     """
-    # Of marks: two weights may sum to 0 where both are live.
+    # Marks of 0 and 1 instead of weights: two live weights may sum to 0.
     marks = {name: (value != 0).float() for name, value in state.items()}
     marks, notes = adapted(marks, model, channels, path, "init.masks")
     classifier = classifier_of(model)
@@ -173,7 +173,7 @@ def first_convolutions_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def _differ_in_classes(weights: State, wanted: Mapping[str, Tensor], misshapen: list[str]) -> bool:
-    """Whether it is the number of outputs alone in which the classifier differs."""
+    """Whether the classifier differs in its number of outputs alone."""
     return all(weights[name].shape[1:] == wanted[name].shape[1:] for name in misshapen)
 
 
@@ -188,7 +188,7 @@ def _for_channels(weight: Tensor, wanted: tuple[int, ...], channels: int) -> Ten
     same = len(wanted) == weight.ndim and (outputs, *kernel) == (wanted[0], *wanted[2:])
     if not same or left or not places or inputs % places:
         return None
-    # A stem that folds pixels into channels has so many places of the image's channels.
+    # A stem that folds pixels into channels has the image's channels several times: `places` times.
     base = inputs // places
     by_channel = weight.float().reshape(outputs, places, base, *kernel)
     if channels == 1:
