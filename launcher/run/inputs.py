@@ -1,4 +1,4 @@
-"""What a run is made from; all that can be known to fail does here, before a process or file."""
+"""What a run is made from; what is sure to fail is refused here, before any process or file."""
 
 from __future__ import annotations
 

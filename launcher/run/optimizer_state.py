@@ -28,7 +28,7 @@ _UNSHARDED = "use engine.zero_stage=0, where every rank holds whole parameters"
 
 
 def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
-    """The names of each group's parameters; to be asked before an engine replaces them."""
+    """The names of each group's parameters; to be called before an engine replaces them."""
     names = {id(p): name for name, p in model.named_parameters()}
     return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
 
@@ -181,7 +181,7 @@ class OptimizerState:
                 )
 
     def _piece(self, part: _Part, updates: int) -> dict[str, Any]:
-        """This rank's stretch of everything known of a parameter, and what has no stretches.
+        """What this rank saves of a parameter: its stretch of each tensor, and what cannot be cut.
 
         `updates` are those of its group, which are saved for all its parameters at once.
         """
@@ -211,7 +211,7 @@ class OptimizerState:
         return piece | ({"whole": whole} if whole else {})
 
     def _check_whole(self, part: _Part, key: str, value: Any) -> None:
-        """Refuse what is no tensor element by element, where it cannot be saved as it is."""
+        """Refuse state that has not one element for each weight, where it cannot be saved whole."""
         if self._zero is not None:
             what = "×".join(map(str, value.shape)) if isinstance(value, Tensor) else repr(value)
             raise RunError(
@@ -236,7 +236,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """A copy of its own, whose tensors are on `device`."""
+    """A copy of `value`, with all its tensors on `device`."""
     if isinstance(value, Tensor):
         return value.to(device, copy=True)
     if isinstance(value, dict):

@@ -27,8 +27,8 @@ from sclcore.sparse import SparseOptimizer, hash_masks
 def parts_of(learner: Learner) -> dict[str, Any]:
     """What this rank saves, by part: the memory that is trained on, not copies. Collective.
 
-    The model is rank 0's to save, with the mean of all ranks' batch statistics: it is the network
-    as it would be evaluated, and what ranks start from that have no state of their own.
+    Rank 0 saves the model, with the mean of all ranks' batch statistics: the network as it would be
+    evaluated, and what ranks start from for which no state of their own was saved.
     """
     rank = learner.world.rank
     means = mean_batch_norm(learner.model)
