@@ -78,7 +78,7 @@ class Saver:
         return agreed.signal
 
     def save(self, progress: Progress) -> None:
-        """Begin to save the present state, once the last save has ended; does not wait for the disk.
+        """Begin to save the present state once the last save is done; does not wait for the disk.
 
         A disk that refuses is a warning here: the next save tries again, and `finish` tells.
         Raises RunError on all ranks when their masks differ.
