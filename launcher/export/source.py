@@ -47,7 +47,7 @@ class Network:
         return torch.zeros(batch, self.in_chans, self.image_size, self.image_size)
 
     def as_dict(self) -> dict[str, Any]:
-        """What an exported file says of the model; `network_of` reads it."""
+        """What an exported file says of the model; `open_source` builds it from that."""
         return {
             "model": self.config.name,
             "kwargs": self.config.kwargs,
@@ -161,7 +161,7 @@ def _of_file(path: Path, said: Described) -> Source:
 
 
 def _read(path: Path) -> tuple[State, dict[str, Any]]:
-    """(tensors, what the file says of its model)."""
+    """The tensors of a file, and what it says of its model."""
     try:
         if path.suffix == ".sclc":
             return load_compact(path), read_header(path)[1]
