@@ -26,8 +26,7 @@ from sclcore.telemetry import (
 _log = logging.getLogger("scl")
 
 _OF_LAYERS = ("density/", "macs/", "imbalance/")
-# A line describes a sample of so many mask variables: its median is, in order of size, within half
-# a percent of the true one.
+# Mask variables that are sampled for a line: with so many, the median is off by half a percentile.
 _SAMPLE = 8_192
 
 
