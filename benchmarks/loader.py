@@ -6,7 +6,7 @@ On the same shards and cores, with RandomResizedCrop(224) and flip, for 1 and 2 
 
     limit        libjpeg-turbo (simplejpeg) decoding the same bytes to RGB, whole, from memory,
                  in as many processes as there are workers
-    ours         data.pipeline.train_stream, augment: imagenet
+    ours         data.stream.pipeline.train_stream, augment: imagenet
     webdataset   shuffle, decode("pil"), to_tuple, map_tuple, batched, WebLoader
     timm         its wds/ reader and create_loader, without its prefetcher
     torchvision  ImageFolder + DataLoader on the same JPEGs as files

@@ -125,7 +125,7 @@ def _build(model: nn.Module, optimizer: Optimizer, plan: BatchPlan, config: Engi
 
     names = parameter_names(model, optimizer)
     engine = build_engine(model, optimizer, plan, clip_grad_norm=None, config=config)
-    # Tells SCL what its flat tensors consist of, as the launcher's session does.
+    # Tells SCL what its flat tensors consist of, as launcher/run/build.py does.
     OptimizerState(engine, model, optimizer, names)
     return engine
 

@@ -53,13 +53,13 @@ def _run(arguments: list[str]) -> int:
         say(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        # While it prepares: a run that has begun saves and says so itself.
+        # Only while a run is prepared: one that has begun catches the signal, saves and says so.
         say("stopped by SIGINT")
         return 128 + signal.SIGINT
 
 
 def parser(asked: str | None = None) -> Parser:
-    """The parser of the command line; the options are there of the command `asked`, or of all."""
+    """The parser of the command line, with the options of the command `asked`, or of all."""
     parser = Parser(
         prog="scl",
         description="Sparse Connectivity Learning: networks that choose their connections.",

@@ -27,9 +27,9 @@ def forgive() -> None:
             # Closed by whoever started this process.
             stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, stream)
-        # Others are in place of them in a notebook, or under a test: these are left alone.
+        # A notebook or a test puts other streams in their place, which are left alone.
         if type(stream) is io.TextIOWrapper:
-            # One that has been led elsewhere since it was opened may believe it can seek.
+            # A stream that was redirected after it was opened may wrongly believe that it can seek.
             with contextlib.suppress(OSError):
                 stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, _Forgiving(stream))

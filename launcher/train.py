@@ -1,8 +1,10 @@
-"""One rank of a run: the program that every launcher starts, one process per GPU or CPU rank.
+"""One rank of a run: the program that launchers start, one process per GPU or CPU rank.
 
     deepspeed --num_accelerators 2 --no_local_rank launcher/train.py --recipe recipes/….yaml
     torchrun --nproc_per_node 2 launcher/train.py --recipe recipes/….yaml
     srun python -m launcher.train --recipe recipes/….yaml
+
+`scl train` does not: it forks its ranks (launcher/run/spawn.py).
 
 Each data worker imports this module anew, as Python's multiprocessing does with a main module:
 whatever is imported here at the top costs its time and memory once per worker.

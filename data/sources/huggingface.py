@@ -34,7 +34,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """The rows of a split's files, once `copy_out` has copied their images.
+    """The rows of a split's files, once `_copy_out` has copied their images.
 
     `files` are parquet files in the order of their rows, and `starts`, int64 [files + 1], the first
     row of each; `labels` is int64 [N]; the copies go to the folder `scratch`.

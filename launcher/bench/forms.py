@@ -58,14 +58,14 @@ def forms(source: Source, threads: int, device: torch.device) -> list[Form]:
     model = copy.deepcopy(source.model).float()
     example = source.network.example(2)
     smaller, smaller_form = _smaller(model, example)
-    found = [
+    in_torch = [
         Form("as trained", _torch(model, device)),
         Form("without a zero", _torch(_filled(model), device)),
         smaller_form if smaller is None else Form(smaller_form.name, _torch(smaller, device)),
         _csr(model, device),
         _semi_structured(model, device),
     ]
-    return [*found, *_onnx(model, smaller, example, threads, device)]
+    return [*in_torch, *_onnx(model, smaller, example, threads, device)]
 
 
 def _torch(model: nn.Module, device: torch.device) -> Run:
@@ -74,7 +74,7 @@ def _torch(model: nn.Module, device: torch.device) -> Run:
 
 
 def _filled(model: nn.Module) -> nn.Module:
-    """With random numbers for weights: what the zeros are worth shows in the difference."""
+    """`model` with random weights and no zeros: the difference in time is the zeros' worth."""
     filled = copy.deepcopy(model)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -84,7 +84,7 @@ def _filled(model: nn.Module) -> nn.Module:
 
 
 def _smaller(model: nn.Module, example: Tensor) -> tuple[nn.Module | None, Form]:
-    # With batch norm folded, as onnxruntime does of its own.
+    # With batch norm folded, which onnxruntime does by itself.
     name = "dead features removed"
     try:
         smaller, _ = remove_dead_features(model, example[:1])
@@ -125,17 +125,17 @@ def _onnx(
     threads: int,
     device: torch.device,
 ) -> list[Form]:
-    found = []
+    in_onnxruntime = []
     for name, graph in (("onnxruntime", model), ("onnxruntime, removed", smaller)):
         if device.type != "cpu":
-            found.append(Form(name, None, "measured on the CPU: --device cpu"))
+            in_onnxruntime.append(Form(name, None, "measured on the CPU: --device cpu"))
         elif importlib.util.find_spec("onnxruntime") is None:
-            found.append(Form(name, None, "needs pip install 'scl-train[onnx]'"))
+            in_onnxruntime.append(Form(name, None, "needs pip install 'scl-train[onnx]'"))
         elif graph is None:
-            found.append(Form(name, None, "they cannot be removed"))
+            in_onnxruntime.append(Form(name, None, "they cannot be removed"))
         else:
-            found.append(_session(name, graph, example, threads))
-    return found
+            in_onnxruntime.append(_session(name, graph, example, threads))
+    return in_onnxruntime
 
 
 def _session(name: str, graph: nn.Module, example: Tensor, threads: int) -> Form:

@@ -33,11 +33,11 @@ def bench(
         raise UsageError("--device cuda: there is no GPU here")
     device = torch.device(asked.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     threads = asked.threads or _cores()
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         say("preparing")
-        found = forms(source, threads, device)
+        all_forms = forms(source, threads, device)
         rows = []
         for batch in asked.batches:
             say(f"batch {batch}")
@@ -46,14 +46,14 @@ def bench(
             images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
             if device.type == "cuda":
                 images = images.to(device, torch.float16)
-            calls = {f.name: _call(f.run, images) for f in found if f.run is not None}
+            calls = {f.name: _call(f.run, images) for f in all_forms if f.run is not None}
             with torch.inference_mode():
                 timed = latencies(calls, asked.rounds, device)
             rows += [{"form": n, "batch": batch, **asdict(t)} for n, t in timed.items()]
     except RuntimeError as error:
         raise RunError(f"{source.file} does not run here: {error}") from error
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
     return {
         "bench": str(source.file),
         "network": source.network.as_dict(),
@@ -63,7 +63,7 @@ def bench(
         "threads": threads,
         "rounds": asked.rounds,
         "milliseconds": rows,
-        "not_run": {form.name: form.why_not for form in found if form.run is None},
+        "not_run": {form.name: form.why_not for form in all_forms if form.run is None},
     }
 
 

@@ -34,7 +34,7 @@ def latencies(calls: Mapping[str, Call], rounds: int, device: torch.device) -> d
         for name in reversed(names) if number % 2 else names:
             times[name].append(_seconds(calls[name], repeats[name], device))
     base = times[names[0]]
-    return {name: _latency(found, base) for name, found in times.items()}
+    return {name: _latency(seconds, base) for name, seconds in times.items()}
 
 
 def _repeats(call: Call, device: torch.device) -> int:

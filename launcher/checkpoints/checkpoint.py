@@ -9,7 +9,7 @@ A checkpoint root looks like this; whoever kills the writers at any moment finds
     best             the name of the best one, which retention spares
     pareto.json      accuracy against connections: every model that no other surpasses in both
 
-Written by saver.py beside it through write.py; retention.py decides what stays.
+Written by launcher/run/saver.py through write.py; retention.py decides what stays.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def find(root: Path) -> Checkpoint | None:
     # Without a readable manifest there is no age; they come last, to be named in the complaint.
     candidates += [folder.name for folder in present if folder.name not in candidates]
     for name in candidates:
-        found = verify(root / name)
-        if not found:
+        wrong = verify(root / name)
+        if not wrong:
             if complaints:
                 _log.warning("%s; using %s instead", "; ".join(complaints), root / name)
             return _open(root / name)
-        complaints.append(f"checkpoint {name} is damaged ({', '.join(found)})")
+        complaints.append(f"checkpoint {name} is damaged ({', '.join(wrong)})")
     raise CheckpointError(
         f"No usable checkpoint in {root}: {'; '.join(complaints)}. Move the folder away to start "
         "anew, or restore one of them from a backup."
@@ -101,9 +101,9 @@ def read(path: Path) -> Checkpoint:
     Raises CheckpointError naming every problem found.
     """
     if folders(path):
-        found = find(path)
-        assert found is not None
-        return found
+        newest = find(path)
+        assert newest is not None
+        return newest
     if wrong := verify(path):
         raise CheckpointError(f"{path} is no usable checkpoint: {', '.join(wrong)}")
     return _open(path)

@@ -23,16 +23,20 @@ def to_model(source: Path, out: Path) -> None:
 
     Raises UsageError if `out` exists, CheckpointError if `source` is no sound checkpoint.
     """
-    found = read(check_conversion(source, out))
+    checkpoint = read(check_conversion(source, out))
     state = {
         name: value.contiguous().clone()
-        for name, value in load_part(found, "model").items()
+        for name, value in load_part(checkpoint, "model").items()
         if isinstance(value, torch.Tensor)
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(out)
-    evaluated = found.evaluation.model_dump() if found.evaluation else {}
-    about = {"model": found.meta["recipe"]["model"]["name"], "step": found.step, **evaluated}
+    evaluated = checkpoint.evaluation.model_dump() if checkpoint.evaluation else {}
+    about = {
+        "model": checkpoint.meta["recipe"]["model"]["name"],
+        "step": checkpoint.step,
+        **evaluated,
+    }
     try:
         save_file(state, temporary, metadata={"scl": json.dumps(about)})
         temporary.replace(out)
@@ -46,21 +50,24 @@ def to_whole(source: Path, out: Path) -> None:
     Raises UsageError if `out` exists or there is no room, CheckpointError if `source` is no sound
     checkpoint or the disk refuses.
     """
-    found = read(check_conversion(source, out))
-    if lack := shortage(out.parent, size_of(found.path)):
+    checkpoint = read(check_conversion(source, out))
+    if lack := shortage(out.parent, size_of(checkpoint.path)):
         raise UsageError(f"{out} cannot be written: {lack}; choose another place")
-    pieces = SavedOptimizer(found).whole()
-    others = [p.stem for p in found.path.glob("*.pt") if not p.stem.startswith("optimizer-")]
-    parts = {name: load_part(found, name) for name in sorted(others)}
-    meta = found.meta | {
-        "optimizer": found.meta["optimizer"] | {"pieces": {optimizer_part(0): layout_of(pieces)}}
+    pieces = SavedOptimizer(checkpoint).whole()
+    others = [p.stem for p in checkpoint.path.glob("*.pt") if not p.stem.startswith("optimizer-")]
+    parts = {name: load_part(checkpoint, name) for name in sorted(others)}
+    meta = checkpoint.meta | {
+        "optimizer": checkpoint.meta["optimizer"]
+        | {"pieces": {optimizer_part(0): layout_of(pieces)}}
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(out)
     temporary.mkdir()
     try:
         files = write_parts(temporary, parts | {optimizer_part(0): pieces})
-        manifest = Manifest(step=found.step, meta=meta, evaluation=found.evaluation, files=files)
+        manifest = Manifest(
+            step=checkpoint.step, meta=meta, evaluation=checkpoint.evaluation, files=files
+        )
         finish_folder(temporary, out, manifest)
     except OSError as error:
         raise CheckpointError(f"Cannot write {out}: {error}") from error

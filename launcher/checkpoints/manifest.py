@@ -97,17 +97,17 @@ def folders(root: Path) -> list[Path]:
 
 def manifests(root: Path) -> dict[str, Manifest]:
     """The manifests that can be read, by folder name, oldest save first."""
-    found = {}
+    by_name = {}
     for folder in folders(root):
         try:
-            found[folder.name] = read_manifest(folder)
+            by_name[folder.name] = read_manifest(folder)
         except (OSError, ValueError):
             continue
-    return dict(sorted(found.items(), key=lambda item: item[1].serial))
+    return dict(sorted(by_name.items(), key=lambda item: item[1].serial))
 
 
 def free_name(root: Path, step: int) -> str:
-    """A folder name for `step` that is not taken: a copy stays until the next one is published."""
+    """A free folder name for `step`: an earlier save of it stays until this one is there."""
     name, revision = f"step-{step:08d}", 0
     while (root / name).exists():
         revision += 1
@@ -164,8 +164,8 @@ def file_problems(
 
     # Several at once: hashing takes as long as reading, and a sharded checkpoint has many files.
     with ThreadPoolExecutor(_READERS) as readers:
-        found: Iterable[str | None] = readers.map(check, files)
-        return [problem for problem in found if problem]
+        results: Iterable[str | None] = readers.map(check, files)
+        return [problem for problem in results if problem]
 
 
 def _file_problem(path: Path, expected: Written, read_content: bool) -> str | None:

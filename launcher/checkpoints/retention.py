@@ -96,10 +96,10 @@ def updated_front(root: Path, known: Manifests) -> list[Evaluated]:
     # With nothing but the first checkpoint of a run, a list is that of a run before it.
     by_step = {entry.step: entry for entry in read_pareto(root)} if len(known) > 1 else {}
     for name, manifest in known.items():
-        if (found := manifest.evaluation) is not None:
-            density = found.live / found.connections if found.connections else 1.0
+        if (evaluation := manifest.evaluation) is not None:
+            density = evaluation.live / evaluation.connections if evaluation.connections else 1.0
             by_step[manifest.step] = Evaluated(
-                checkpoint=name, step=manifest.step, density=density, **found.model_dump()
+                checkpoint=name, step=manifest.step, density=density, **evaluation.model_dump()
             )
     return pareto_front([*by_step.values()])
 

@@ -50,7 +50,7 @@ class SavedOptimizer:
 
         Raises CheckpointError where the saved pieces do not cover them.
         """
-        found: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = {}
         covered = 0
         for part, pieces in self._layout.items():
             if name not in pieces:
@@ -62,16 +62,16 @@ class SavedOptimizer:
             covered += end - begin
             for key, value in self._part(part)[name]["values"].items():
                 if value.ndim == 0:  # of the whole parameter, the same in every piece
-                    found[key] = value
+                    state[key] = value
                     continue
-                target = found.setdefault(key, torch.zeros(length, dtype=value.dtype))
+                target = state.setdefault(key, torch.zeros(length, dtype=value.dtype))
                 target[begin - start : end - start] = value[begin - first : end - first]
         if covered != length:
             raise CheckpointError(
                 f"{self._checkpoint.path} holds {covered:,} of {length:,} elements of {name}: it "
                 "was saved from another model"
             )
-        return found
+        return state
 
     def read_whole(self, name: str) -> dict[str, Any]:
         """What was saved of parameter `name` that cannot be cut: tensors of any shape, numbers."""

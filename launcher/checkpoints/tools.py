@@ -73,13 +73,13 @@ def prune(run: Path, *, keep: int | None, dry_run: bool) -> list[tuple[Path, str
         reasons |= {root / name: "retention does not keep it" for name in leaving}
         # Whoever wrote these is gone: the folder is locked by this process now.
         reasons |= dict.fromkeys(sorted(root.glob(".tmp-*")), "left by a run that died")
-        found = [(path, reason, in_units(size_of(path))) for path, reason in reasons.items()]
+        rows = [(path, reason, in_units(size_of(path))) for path, reason in reasons.items()]
         if not dry_run:
             # Before anything goes, nothing points to it any more.
             point(root, {n: m for n, m in sound.items() if n not in leaving}, newest)
             for path in reasons:
                 _remove(path)
-        return found
+        return rows
 
 
 def check_conversion(source: Path, out: Path) -> Path:
@@ -93,7 +93,7 @@ def check_conversion(source: Path, out: Path) -> Path:
 
 
 def _latest(root: Path, sound: dict[str, Manifest]) -> str:
-    """What `latest` names, if it is sound: who rewound a run by hand means it."""
+    """What `latest` names, if it is sound: somebody may have rewound the run by hand."""
     named, _ = read_pointer(root, "latest")
     return named if named in sound else [*sound][-1]
 

@@ -39,7 +39,7 @@ _APPEARS_WITHIN_S = 60.0
 
 
 def writing_thread() -> ThreadPoolExecutor:
-    """One thread, which takes what the threads of training leave.
+    """One thread of low priority, for the processor time that training leaves.
 
     On a CPU whose cores are all busy a step waits for the slowest of them. Not the lowest priority:
     the thread holds the interpreter now and then, and training waits for that.
@@ -104,7 +104,7 @@ def publish(
     _wait_for_files(folder, manifest.files)
     try:
         known = manifests(root)
-        serial = 1 + max((found.serial for found in known.values()), default=0)
+        serial = 1 + max((earlier.serial for earlier in known.values()), default=0)
         manifest = manifest.model_copy(update={"serial": serial})
         target = root / free_name(root, manifest.step)
         finish_folder(folder, target, manifest)

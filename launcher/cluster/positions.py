@@ -62,9 +62,9 @@ class Process:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """The ranks that answer, `here`; of the others, where they were before.
+    """Where the ranks are that answer (`here`), and where the others were `before`.
 
-    Complete on the lowest rank that answers; others only need to know that it is not they.
+    Only the lowest rank that answers knows all of it, and says it; the others know its answer.
     """
 
     here: dict[int, Position]
@@ -100,7 +100,7 @@ class Exchange:
             if self._answer_within_s is not None:
                 self._answers = self._ask(self._answer_within_s)
         except RuntimeError:
-            # The store is gone, and with it rank 0: gloo and NCCL say so to the loop.
+            # The store is gone, and with it rank 0. The loop learns that from gloo or NCCL.
             return
         finally:
             self._answered.set()
@@ -114,7 +114,7 @@ class Exchange:
         """Make all ranks give up, and return who answers; None if the store does not."""
         self._answer_within_s = within_s
         self._wake.set()
-        # Some of its calls come after its own deadline.
+        # The thread makes its last calls after its own deadline.
         self._answered.wait(within_s + 2)
         return self._answers
 
@@ -130,8 +130,8 @@ class Exchange:
         for lower in range(rank):
             if answer := self._read(f"answer/{lower}"):
                 return Answers(here={lower: answer, rank: self._position()}, before={})
-        found = {r: self._read(f"answer/{r}") for r in range(size)}
-        here = {r: position for r, position in found.items() if position}
+        answers = {r: self._read(f"answer/{r}") for r in range(size)}
+        here = {r: position for r, position in answers.items() if position}
         silent = (r for r in range(size) if r not in here)
         never = Position(0, 0, "starting")
         return Answers(here, {r: self._read(f"at/{r}") or never for r in silent})
@@ -140,7 +140,7 @@ class Exchange:
         return json.dumps(dataclasses.asdict(self._position()))
 
     def _read(self, key: str) -> Position | None:
-        """A position that may not be there; waiting for it would hold up the report."""
+        """The position at `key`, if it is there: waiting for it would hold up the report."""
         if not self._store.check([key]):
             return None
         return Position(**json.loads(self._store.get(key)))

@@ -40,10 +40,10 @@ class Agreement:
 
     def __init__(self, timeout_s: int) -> None:
         self._received: int | None = None
-        # Spawned by `scl train`: when that process is gone, nobody is left to stop this one.
+        # Forked by `scl train`: when that process is gone, nobody is left to stop this one.
         self._parent = int(os.environ.get("SCL_PARENT_PID", "0"))
         # On its own gloo group: an agreement must not wait for, or stall, the GPU.
-        # A group of its own has a time-out of its own, of half an hour if none is said.
+        # It does not inherit a time-out: without one said here it would wait half an hour.
         timeout = datetime.timedelta(seconds=timeout_s)
         group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(group, dist.ProcessGroup)
@@ -55,7 +55,7 @@ class Agreement:
         self._received = self._received or number
 
     def at_step(self, *, writing: bool = False, save: bool = False) -> Agreed:
-        """What any rank says here, the same on all ranks. Collective."""
+        """What at least one rank says here, the same on all ranks. Collective."""
         if self._received is None and self._parent and not psutil.pid_exists(self._parent):
             self._received = signal.SIGTERM
         flags = torch.tensor([self._received or 0, writing, save])

@@ -101,7 +101,7 @@ class Watchdog:
             limit = self._timeout_s
             if not self._first_update_is_behind:
                 limit = max(limit, _START_UP_S)
-            # A call that hangs and keeps the interpreter to itself stops this thread too, not that.
+            # A call that hangs and holds the interpreter stops this thread, but not faulthandler's.
             faulthandler.dump_traceback_later(limit + _ANSWER_WITHIN_S, file=2)
             if waited > limit or self._exchange.given_up.is_set():
                 self._end(waited)
@@ -127,7 +127,7 @@ class Watchdog:
         for worker in multiprocessing.active_children():
             worker.kill()
         if answers is not None and rank != min(answers.here):
-            # With the first rank to end, the launcher ends them all: what is said comes before.
+            # Once a rank has ended, the launcher ends all: the verdict must be said before.
             time.sleep(_LATER_S)
         os._exit(1)
 
@@ -154,7 +154,7 @@ def verdict(here: Mapping[int, Position], silent: Mapping[int, Position], timeou
 
 
 def no_store(timeout_s: float) -> str:
-    """What a rank can say that cannot ask the others."""
+    """What a rank says that cannot ask the others."""
     return (
         f"nothing went on for {timeout_s:g} s, and rank 0, which keeps the store of the "
         "rendezvous, did not answer, so its process or its node is stopped, hanging or gone"

@@ -1,4 +1,4 @@
-"""One module a subcommand of `scl`, of its name: its options, and what it calls."""
+"""The subcommands of `scl`: of each, a module of its name has the options and what it calls."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SUMMARIES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses what it does not know itself: argparse would show the usage of `scl` for it."""
+    """Shows the subcommand's usage for an unknown argument; argparse would show that of `scl`."""
 
     def parse_known_args(self, *arguments: Any, **more: Any) -> Any:
         options, unknown = super().parse_known_args(*arguments, **more)

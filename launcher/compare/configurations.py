@@ -19,7 +19,7 @@ from launcher.compare.entry import Entry
 from launcher.compare.pareto import pareto_front
 from launcher.folder.results import ReportError
 
-# What does not make a run another configuration: who it is, and how it is recorded and kept.
+# Keys that do not make a run another configuration: its name, and how it is recorded and kept.
 _IDENTITY = ("name", "run_dir", "seed", "tracking", "checkpoint")
 MISSING = "–"
 _METHODS = ("dense", "scl", "magnitude", "rigl", "str")
@@ -131,10 +131,10 @@ class Comparison:
         """
         rows: dict[str, list[Any]] = {}
         for key in dict.fromkeys(key for c in self.configurations for key in c.settings):
-            own = key.startswith("method.") and key != "method.name"
+            of_method = key.startswith("method.") and key != "method.name"
             values: dict[str, list[Any]] = {}
             for c in self.configurations:
-                group = values.setdefault(c.method if own else "", [])
+                group = values.setdefault(c.method if of_method else "", [])
                 group.append(c.settings.get(key, MISSING))
             if any(value != group[0] for group in values.values() for value in group):
                 rows[key] = [c.settings.get(key, MISSING) for c in self.configurations]
@@ -143,25 +143,27 @@ class Comparison:
     @cached_property
     def warnings(self) -> list[str]:
         """What makes the numbers less comparable than they look."""
-        found = [*self._data_warning(), *self._network_warning()]
+        sentences = [*self._data_warning(), *self._network_warning()]
         for c in self.configurations:
             twice = [
                 s for s, n in Counter(r.seed for r in c.runs).items() if n > 1 and s is not None
             ]
             if twice:
-                found.append(
+                sentences.append(
                     f"{c.name} holds seed {twice[0]} more than once: its deviation over seeds is "
                     "too small"
                 )
             if c.finished and c.stat("top1") is None:
-                found.append(f"{c.name} finished without an accuracy: its loss was not a number")
+                sentences.append(
+                    f"{c.name} finished without an accuracy: its loss was not a number"
+                )
         unfinished = sum(not run.finished for run in self.runs)
         if unfinished:
-            found.append(
+            sentences.append(
                 f"{unfinished} of {len(self.runs)} runs have not finished: they are in no mean of "
                 "finished runs and not on the front"
             )
-        return found
+        return sentences
 
     def _data_warning(self) -> list[str]:
         data = {run.data: run for run in reversed(self.runs) if run.data is not None}
@@ -204,28 +206,29 @@ def compare_runs(runs: Iterable[str | Path], sort: str = "density") -> Compariso
 
 
 def with_data(entries: Sequence[Entry]) -> list[Entry]:
-    """`entries` with `data` filled in. Which shards they were, runs say when they have finished.
+    """`entries` with `data` filled in, which a run notes only when it has finished.
 
-    One under way is taken to read what the others found at the same path, if that is one thing.
+    A run under way is taken to read the data that finished runs have read at the same path, if
+    those agree.
     """
     known: dict[str, set[str]] = {}
     for entry in entries:
         path, fingerprint = _data_of(entry)
         known.setdefault(path, set()).update([fingerprint] if fingerprint else [])
 
-    def found(path: str, fingerprint: str | None) -> str | None:
+    def known_data(path: str, fingerprint: str | None) -> str | None:
         return fingerprint or (min(known[path] or {path}) if len(known[path]) < 2 else None)
 
-    return [replace(entry, data=found(*_data_of(entry))) for entry in entries]
+    return [replace(entry, data=known_data(*_data_of(entry))) for entry in entries]
 
 
 def _data_of(entry: Entry) -> tuple[str, str | None]:
-    """Path and, if the run says it, fingerprint."""
+    """The path of the data and, if the run has noted it, their fingerprint."""
     return str(entry.settings.get("data.path")), entry.run.summary.get("data")
 
 
 def with_defaults(entries: Sequence[Entry]) -> list[Entry]:
-    """`entries`; where an older version wrote fewer keys, these get the defaults they stood for."""
+    """`entries`, with the defaults of keys that the version which wrote them did not have."""
     shapes = {(e.method, frozenset(e.settings)) for e in entries if e.recipe}
     if len(shapes) == len({method for method, _ in shapes}):
         return list(entries)

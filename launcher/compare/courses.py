@@ -125,7 +125,7 @@ def draw_courses(
 
 
 def band_of(c: Configuration, panel: Panel) -> Band | None:
-    """The runs' means at the epochs of the longest of them, as far as all of them go."""
+    """Mean over the runs, at the epochs of the longest series, as far as all of them go."""
     series = [course for run in c.runs if (course := _course(run.run, panel))[0]]
     if not series:
         return None

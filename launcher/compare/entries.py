@@ -35,13 +35,13 @@ def read_entries(runs: Iterable[str | Path]) -> list[Entry]:
 def _read(name: str) -> Iterator[Entry]:
     folder = Path(name)
     if folder.is_dir():
-        found = list(_run_folders(folder))
-        if not found:
+        folders = list(_run_folders(folder))
+        if not folders:
             raise ReportError(
                 f"{folder} is no run folder and holds none: give folders that scl train wrote, or "
                 "a folder of them."
             )
-        yield from (_read_folder(path) for path in found)
+        yield from (_read_folder(path) for path in folders)
     elif folder.exists():
         raise ReportError(f"{folder} is a file: give the folder of the run.")
     elif _WANDB_PATH.fullmatch(name):

@@ -84,7 +84,7 @@ def accuracy(comparison: Comparison) -> Figure:
 
 def put_legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
     """Below everything else. Names are shown as they are: one may begin with _ or hold a $."""
-    found = figure.legend(
+    drawn = figure.legend(
         handles=handles,
         labels=["?"] * len(handles),
         loc="outside lower center",
@@ -93,7 +93,7 @@ def put_legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
         fontsize=9.5,
         labelcolor=INK,
     )
-    for text, handle in zip(found.get_texts(), handles, strict=True):
+    for text, handle in zip(drawn.get_texts(), handles, strict=True):
         text.set_parse_math(False)
         text.set_text(str(handle.get_label()))
 

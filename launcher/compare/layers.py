@@ -16,7 +16,7 @@ from launcher.compare.figures import PANEL, Titles, figure_of, looks, put_legend
 from launcher.folder.results import percent
 from launcher.reports.style import INK, bare, heading, note_above, nothing_yet, short
 
-# Bars of more configurations, or layers, are a thicket.
+# With more configurations or layers, bars cannot be told apart.
 _MOST_BARS, _MOST_GROUPS = 3, 10
 _CELL_IN = 0.24
 _NARROWEST_NUMBER_IN = 0.42
@@ -29,20 +29,20 @@ Shown = list[tuple[int, Configuration, dict[str, float]]]
 
 def layers(comparison: Comparison, titles: Titles | None = None) -> Figure:
     """A figure of two panels' width, as high as the layers need."""
-    found = sparse(comparison)
-    names = layer_names(found)
-    bars = len(found) <= _MOST_BARS and len(names) <= _MOST_GROUPS
+    shown = sparse(comparison)
+    names = layer_names(shown)
+    bars = len(shown) <= _MOST_BARS and len(names) <= _MOST_GROUPS
     cell = _CELL_IN if len(names) <= 30 else 0.8 * _CELL_IN
-    row = 0.17 * len(found) + 0.16 if bars else cell
+    row = 0.17 * len(shown) + 0.16 if bars else cell
     figure, [axes] = figure_of(1, height=max(2.2, 1.3 + row * len(names)))
     figure.set_figwidth(2 * PANEL[0])
     heading(axes, "Density per layer")
-    if not found:
+    if not shown:
         bare(axes, grid="x")
         nothing_yet(axes, "every layer is dense")
         axes.set_xticks([])
         return figure
-    (_draw_bars if bars else _draw_map)(axes, comparison, found, names, titles)
+    (_draw_bars if bars else _draw_map)(axes, comparison, shown, names, titles)
     axes.set_yticks(range(len(names)), list(map(short, names)), color=INK, parse_math=False)
     axes.set_ylim(len(names) - 0.45, -0.55)
     return figure
@@ -56,19 +56,19 @@ def sparse(comparison: Comparison) -> Shown:
     ]
 
 
-def layer_names(found: Shown) -> list[str]:
+def layer_names(shown: Shown) -> list[str]:
     """All layers, in the order of the network."""
-    return list(dict.fromkeys(name for _, _, densities in found for name in densities))
+    return list(dict.fromkeys(name for _, _, densities in shown for name in densities))
 
 
 def _draw_bars(
-    axes: Axes, comparison: Comparison, found: Shown, names: list[str], titles: Titles | None
+    axes: Axes, comparison: Comparison, shown: Shown, names: list[str], titles: Titles | None
 ) -> None:
     bare(axes, grid="x")
     strengths, colors = strengths_of(comparison), looks(comparison)
-    height = 0.74 / len(found)
-    for place, (index, c, densities) in enumerate(found):
-        offset = (place - (len(found) - 1) / 2) * height
+    height = 0.74 / len(shown)
+    for place, (index, c, densities) in enumerate(shown):
+        offset = (place - (len(shown) - 1) / 2) * height
         for y, name in enumerate(names):
             if name not in densities:
                 continue
@@ -91,13 +91,13 @@ def _draw_bars(
             )
             if titles is not None:
                 titles.put(bar, index, f"{c.name}, {short(name)}: {percent(density)}")
-    widest = max(max(densities.values()) for _, _, densities in found)
+    widest = max(max(densities.values()) for _, _, densities in shown)
     axes.set_xlim(0, 1.09 * widest)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
     handles = [
         Rectangle((0, 0), 1, 1, color=colors[c.method][0], alpha=strengths[index], label=c.name)
-        for index, c, _ in found
+        for index, c, _ in shown
     ]
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -105,15 +105,15 @@ def _draw_bars(
 
 
 def _draw_map(
-    axes: Axes, comparison: Comparison, found: Shown, names: list[str], titles: Titles | None
+    axes: Axes, comparison: Comparison, shown: Shown, names: list[str], titles: Titles | None
 ) -> None:
     """Rows are layers, columns configurations; the darker, the denser, logarithmically."""
     bare(axes, grid="x")
     axes.grid(visible=False)
-    positive = [d for _, _, densities in found for d in densities.values() if d > 0]
+    positive = [d for _, _, densities in shown for d in densities.values() if d > 0]
     norm = LogNorm(min(positive, default=0.01) / 1.2, 1.0)
-    numbers = 0.8 * 2 * PANEL[0] / len(found) >= _NARROWEST_NUMBER_IN
-    for x, (index, c, densities) in enumerate(found):
+    numbers = 0.8 * 2 * PANEL[0] / len(shown) >= _NARROWEST_NUMBER_IN
+    for x, (index, c, densities) in enumerate(shown):
         for y, name in enumerate(names):
             if name not in densities:
                 continue
@@ -137,16 +137,16 @@ def _draw_map(
                 )
                 # It lies within its cell; to measure thousands of them takes seconds.
                 number.set_in_layout(False)
-    labels = [c.name if len(c.name) <= 28 else f"{c.name[:14]}…{c.name[-13:]}" for _, c, _ in found]
+    labels = [c.name if len(c.name) <= 28 else f"{c.name[:14]}…{c.name[-13:]}" for _, c, _ in shown]
     turned = max(map(len, labels)) * len(labels) > 120
     axes.set_xticks(
-        np.arange(len(found)),
+        np.arange(len(shown)),
         labels,
         rotation=35 if turned else 0,
         ha="right" if turned else "center",
         color=INK,
         parse_math=False,
     )
-    axes.set_xlim(-0.5, len(found) - 0.5)
+    axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.tick_params(axis="y", labelcolor=INK)
     note_above(axes, "the darker, the denser")

@@ -15,15 +15,15 @@ _KNOBS = {
 
 def series_of(configurations: Iterable[Configuration]) -> list[list[Configuration]]:
     """The curves, each of one method. A run whose recipe is unknown is on none."""
-    found: dict[str, list[Configuration]] = {}
+    curves: dict[str, list[Configuration]] = {}
     for c in configurations:
         if c.settings:
-            found.setdefault(_rest(c), []).append(c)
-    return [*found.values()]
+            curves.setdefault(_rest(c), []).append(c)
+    return [*curves.values()]
 
 
 def _rest(c: Configuration) -> str:
-    """Everything but the knobs; of these, which one it is that was turned."""
+    """What runs on one curve share: all settings but the knobs' values, and which target is set."""
     rest = {key: value for key, value in c.settings.items() if key not in _KNOBS}
     rest["data.path"] = c.runs[0].data
     targets = [key for key in _KNOBS if "target" in key and c.settings.get(key) is not None]

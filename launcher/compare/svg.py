@@ -19,7 +19,7 @@ _VARIABLES = {INK: "ink", GREY: "grey", PALE: "pale", "#ffffff": "paper"}
 
 
 def svg(figure: Figure, titles: Titles, colors: dict[str, str], *, name: str, about: str) -> str:
-    """The figure as an `<svg>` element, `about` being what it is to who cannot see it.
+    """The figure as an `<svg>` element; `about` describes it to those who cannot see it.
 
     Every mark in `titles` becomes `<g class="mark" data-index="…"><title>…`. `colors`: a colour of
     the figure → the CSS variable to take in its place. `name` keeps the ids of figures apart.

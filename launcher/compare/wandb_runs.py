@@ -33,8 +33,8 @@ def read_wandb(path: str) -> Iterator[Entry]:
 
         api = wandb.Api(timeout=_TIMEOUT_S)
         one = path.count("/") == 2
-        found = [api.run(path)] if one else list(api.runs(path, order="+created_at", lazy=False))
-        entries = [_entry(run) for run in found]
+        runs = [api.run(path)] if one else list(api.runs(path, order="+created_at", lazy=False))
+        entries = [_entry(run) for run in runs]
     # Whatever wandb raises, and it raises much, the user is told in one sentence.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -83,7 +83,7 @@ def _join(world: World, deadline: float) -> PrefixStore:
 
 
 def _wait_listening(address: tuple[str, int], deadline: float) -> None:
-    """The store's own attempts last beyond its time-out, and do not say what the system says."""
+    """Wait until rank 0 listens; the store's own attempts outlast its time-out and hide why."""
     while True:
         try:
             socket.create_connection(address, timeout=_left(deadline).total_seconds()).close()
@@ -95,15 +95,15 @@ def _wait_listening(address: tuple[str, int], deadline: float) -> None:
 
 
 def _lead(recipe: Recipe, world: World, store: PrefixStore, deadline: float) -> int:
-    found = _collect(store, "facts", range(world.world_size), deadline)
-    facts = [Facts(**{**values, "errors": tuple(values["errors"])}) for values in found.values()]
+    arrived = _collect(store, "facts", range(world.world_size), deadline)
+    facts = [Facts(**{**values, "errors": tuple(values["errors"])}) for values in arrived.values()]
     complete = len(facts) == world.world_size
     with _token(recipe.folder) as (token, unwritable):
         clock = time.time()
         store.set("go", json.dumps({"token": token and str(token), "all": complete}))
         bandwidth = _take_part(world, store, token, complete, deadline)
         soon = time.monotonic() + _GRACE_S / 2
-        answers = _collect(store, "reply", found, soon)
+        answers = _collect(store, "reply", arrived, soon)
     replies = {rank: Reply(**values) for rank, values in answers.items() if token}
     findings = Findings(facts, replies, clock, bandwidth)
     wrong = problems(facts, replies, clock, world.world_size) + unwritable
@@ -112,7 +112,7 @@ def _lead(recipe: Recipe, world: World, store: PrefixStore, deadline: float) -> 
     show(findings, wrong, world)
     store.set("verdict", str(int(bool(wrong))))
     # The store goes with this process: the others ask it once more.
-    _collect(store, "bye", [rank for rank in found if rank], time.monotonic() + _GRACE_S / 2)
+    _collect(store, "bye", [rank for rank in arrived if rank], time.monotonic() + _GRACE_S / 2)
     return int(bool(wrong))
 
 
@@ -256,12 +256,12 @@ def _table(findings: Findings) -> Table:
     nodes: dict[tuple, list[Facts]] = {}
     for fact in findings.facts:
         nodes.setdefault((fact.host, fact.device, fact.data, bool(fact.errors)), []).append(fact)
-    for those in nodes.values():
-        first = those[0]
+    for node in nodes.values():
+        first = node[0]
         reply = findings.replies.get(first.rank)
         table.add_row(
             first.host,
-            name_ranks(f.rank for f in those).partition(" ")[2],
+            name_ranks(f.rank for f in node).partition(" ")[2],
             escape(first.device),
             first.data or "–",
             "–" if first.free_gib is None else f"{first.free_gib:,.0f} GiB",

@@ -98,10 +98,10 @@ def reply_to(token: Path | None) -> Reply:
         time.sleep(0.2)
     error = None
     if seen:
-        own = token.with_name(f"{token.name}-{socket.gethostname()}-{os.getpid()}")
+        answer = token.with_name(f"{token.name}-{socket.gethostname()}-{os.getpid()}")
         try:
-            own.write_text("", encoding="utf-8")
-            own.unlink()
+            answer.write_text("", encoding="utf-8")
+            answer.unlink()
         except OSError as problem:
             error = problem.strerror or str(problem)
     return Reply(clock, seen, error)
@@ -122,12 +122,12 @@ def _import_errors() -> list[str]:
 
 def _versions(world: World, errors: list[str]) -> dict[str, str]:
     try:
-        found = environment(world)
+        described = environment(world)
     except Exception as error:
         errors.append(f"cannot tell the versions of packages ({error}): install the environment")
         return {}
-    versions = {"python": found["python"], **found["packages"]}
-    return versions | {"revision": found["git"] or "no checkout"}
+    versions = {"python": described["python"], **described["packages"]}
+    return versions | {"revision": described["git"] or "no checkout"}
 
 
 def _device(world: World, errors: list[str]) -> tuple[str, str | None, str | None]:
@@ -175,9 +175,9 @@ def _fingerprint(recipe: Recipe, errors: list[str]) -> str | None:
 
 
 def _free_gib(folder: Path, errors: list[str]) -> float | None:
-    there = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
+    existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
     try:
-        return shutil.disk_usage(there).free / 2**30
+        return shutil.disk_usage(existing).free / 2**30
     except OSError as error:
-        errors.append(f"{there} does not answer ({error.strerror}): choose another run_dir")
+        errors.append(f"{existing} does not answer ({error.strerror}): choose another run_dir")
         return None

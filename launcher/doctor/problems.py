@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 
 from launcher.doctor.node_facts import Facts, Reply
 
-# Lines of two logs cannot be put in order any more; nothing breaks.
+# From here on, lines of two logs cannot be put in order any more; nothing breaks.
 CLOCK_WARNING_S = 1.0
-# Nobody keeps the time there. At some minutes, munge and the signatures of object stores refuse.
+# From here on, nobody keeps the clock right. At some minutes, munge and object stores refuse.
 CLOCK_ERROR_S = 30.0
 MIN_FREE_GIB = 1.0
 
@@ -42,7 +42,7 @@ def remarks(facts: Sequence[Facts], replies: Mapping[int, Reply], clock: float) 
 
 
 def ranks(numbers: Iterable[int]) -> str:
-    """`ranks 0–7, 9` of what may be in any order; `rank 3` of one."""
+    """The ranks of `numbers`, in any order, in words: `ranks 0–7, 9`, or `rank 3`."""
     ordered = sorted(numbers)
     spans: list[list[int]] = []
     for number in ordered:
@@ -55,7 +55,7 @@ def ranks(numbers: Iterable[int]) -> str:
 
 
 def where(facts: Iterable[Facts]) -> str:
-    """`n1 (rank 1), n2 (ranks 2–3)`."""
+    """The nodes and ranks of `facts` in words: `n1 (rank 1), n2 (ranks 2–3)`."""
     by_host: dict[str, list[int]] = defaultdict(list)
     for fact in facts:
         by_host[fact.host].append(fact.rank)
@@ -78,8 +78,8 @@ def _own_errors(facts: Sequence[Facts]) -> Iterator[str]:
     for fact in facts:
         for text in fact.errors:
             by_text[text].append(fact)
-    for text, those in by_text.items():
-        yield f"{where(those)}: {text}"
+    for text, affected in by_text.items():
+        yield f"{where(affected)}: {text}"
     little = [f for f in facts if f.free_gib is not None and f.free_gib < MIN_FREE_GIB]
     if little:
         yield (
@@ -128,8 +128,8 @@ def _odd_ones(
     usual = max(counts, key=lambda value: (counts[value], value == key(facts[0])))
     for value in counts:
         if value != usual:
-            those = where(fact for fact in facts if key(fact) == value)
-            yield f"{those}: {what} {value}, others have {usual}: {remedy}"
+            odd = where(fact for fact in facts if key(fact) == value)
+            yield f"{odd}: {what} {value}, others have {usual}: {remedy}"
 
 
 def _shared_gpus(facts: Sequence[Facts]) -> Iterator[str]:
@@ -137,11 +137,11 @@ def _shared_gpus(facts: Sequence[Facts]) -> Iterator[str]:
     for fact in facts:
         if fact.gpu:
             users[fact.host, fact.gpu].append(fact)
-    for those in users.values():
-        if len(those) > 1:
+    for sharing in users.values():
+        if len(sharing) > 1:
             yield (
-                f"{where(those)}: {len(those)} ranks would share one GPU: ask for a GPU per task "
-                "(--gpus-per-node as large as --ntasks-per-node)"
+                f"{where(sharing)}: {len(sharing)} ranks would share one GPU: ask for a GPU per "
+                "task (--gpus-per-node as large as --ntasks-per-node)"
             )
 
 

@@ -77,7 +77,7 @@ def _load(recipe: Recipe, known: Known, weights: Path) -> torch.nn.Module:
 @torch.no_grad()
 def _predict(network: torch.nn.Module, samples: Samples, known: Known, run: str) -> Predictions:
     count, device = samples.count, torch.device(accelerator())
-    found = {
+    entries = {
         "label": np.zeros(count, np.int64),
         "predicted": np.zeros(count, np.int64),
         "in_top5": np.zeros(count, np.bool_),
@@ -102,10 +102,10 @@ def _predict(network: torch.nn.Module, samples: Samples, known: Known, run: str)
         ids = batch["id"].numpy()[valid]
         np.add.at(seen, ids, 1)
         for name, values in columns.items():
-            found[name][ids] = values.cpu().numpy()[valid]
+            entries[name][ids] = values.cpu().numpy()[valid]
     if (seen != 1).any():
         raise RunError(
             f"evaluation saw {int((seen == 1).sum())} of {count} samples exactly once: the batches "
             f"of {samples.source} do not cover it"
         )
-    return Predictions(run=run, source=samples.source, classes=known.names, **found)
+    return Predictions(run=run, source=samples.source, classes=known.names, **entries)

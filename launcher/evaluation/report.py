@@ -21,16 +21,16 @@ def evaluate(
     model: Path | None = None,
 ) -> dict[str, Any]:
     """Everything that is measured of the run's model, as plain values; raises as `predict_run`."""
-    own = predict_run(run, split=split, data=data, model=model)
+    predictions = predict_run(run, split=split, data=data, model=model)
     report: dict[str, Any] = {
-        "run": own.run,
+        "run": predictions.run,
         "model": str(model or run / "model.safetensors"),
-        "data": own.source,
-        "results": measures.measure(own),
+        "data": predictions.source,
+        "results": measures.measure(predictions),
     }
     if against is not None:
         dense = predict_run(against, split=split, data=data)
-        report["against"] = measures.compare(own, dense)
+        report["against"] = measures.compare(predictions, dense)
     return report
 
 

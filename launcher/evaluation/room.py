@@ -11,5 +11,5 @@ FILES = ("eval.json", "eval.png")
 
 def check_room(out: Path) -> None:
     """Raise UsageError where an earlier evaluation would be overwritten."""
-    if there := [name for name in FILES if (out / name).exists()]:
-        raise UsageError(f"{out} holds {' and '.join(there)} already: choose another --out")
+    if present := [name for name in FILES if (out / name).exists()]:
+        raise UsageError(f"{out} holds {' and '.join(present)} already: choose another --out")

@@ -15,14 +15,14 @@ _SHOWN = 10
 def show(report: dict[str, Any], console: Console | None = None) -> None:
     """Print a report of `launcher.evaluation.report`."""
     console = console or Console(highlight=False)
-    own, against = report["results"], report.get("against")
+    results, against = report["results"], report.get("against")
     table = Table(title=escape(f"{report['run']} on {report['data']}"), title_justify="left")
     table.add_column("")
     table.add_column(escape(report["run"]), justify="right")
     if against:
         table.add_column(escape(against["run"]), justify="right")
     beside = against["results"] if against else None
-    for label, text in _rows(own).items():
+    for label, text in _rows(results).items():
         table.add_row(label, text, *([_rows(beside)[label]] if beside else []))
     console.print(table)
     if against is None:

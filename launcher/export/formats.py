@@ -52,22 +52,22 @@ class Job:
         return self.source.network.example(EXAMPLE_BATCH)
 
     def about(self) -> dict[str, Any]:
-        """What files say of themselves."""
+        """What each file says of the model in it."""
         source = self.source
         return {**source.network.as_dict(), "step": source.step, "finished": source.finished}
 
     def budgets(self, model: nn.Module | None = None) -> list[LayerBudget]:
-        """What each layer has; live is what is not zero."""
+        """Connections and MACs of each layer; a connection is live where its weight is not zero."""
         model = model or self.source.model
         masks = {c.name: c.parameter != 0 for c in find_connections(model)}
         return layer_budgets(model, weight_uses(model, self.example[:1]), masks)
 
     def measure(self, what: str, model: nn.Module) -> float | None:
         """Top-1 of `model` on the validation split, kept under `what`; None without shards."""
-        found = self.source.validation_set(self.options.data)
-        if found is None:
+        validation = self.source.validation_set(self.options.data)
+        if validation is None:
             return None
-        dataset, config = found
+        dataset, config = validation
         dtype = next(model.parameters()).dtype
         results = evaluate(
             lambda images: model(images.to(dtype)), dataset, config, device=torch.device("cpu")
@@ -115,23 +115,25 @@ def write_onnx(job: Job, folder: Path) -> Written:
 
 
 def _single(model: nn.Module) -> nn.Module:
-    """In float32, which every runtime has on every machine."""
+    """`model` in float32, which every runtime has on every machine."""
     if all(p.dtype == torch.float32 for p in model.parameters()):
         return model
     return copy.deepcopy(model).float()
 
 
-def _graph(name: str, found: Compared, job: Job) -> Written:
+def _graph(name: str, compared: Compared, job: Job) -> Written:
     checked = (
-        f"run again: outputs differ by {found.difference:.1e}, the largest is {found.scale:.2g}"
+        f"run again: outputs differ by {compared.difference:.1e}, "
+        f"the largest is {compared.scale:.2g}"
     )
     speed = _DENSE
     if job.graph is not job.source.model:
-        before, now = (macs_of(m, job.example[:1]) for m in (job.source.model, job.graph))
+        macs_before, macs_now = (macs_of(m, job.example[:1]) for m in (job.source.model, job.graph))
         speed = (
-            f"{_millions(now)} of {_millions(before)} million MACs are left to compute, dense ones"
+            f"{_millions(macs_now)} of {_millions(macs_before)} million MACs are left to compute, "
+            "dense ones"
         )
-    return Written(name, checked, speed, asdict(found))
+    return Written(name, checked, speed, asdict(compared))
 
 
 def macs_of(model: nn.Module, example: Tensor) -> int:
@@ -151,7 +153,7 @@ def write_compact(job: Job, folder: Path) -> Written:
     entries = save_compact(state, path, values=values, connections=features, metadata=job.about())
     dense = folder / "model.safetensors"
     if not dense.exists():
-        # To be weighed only: the folder that is published does not get it.
+        # Only for its size: it is removed again below.
         dense = folder / ".weighed"
         save_sparse_model(model, dense, metadata=job.about())
     job.sizes = [asdict(size) for size in sizes(dense, path, entries, state)]
@@ -186,23 +188,23 @@ def write_2_to_4(job: Job, folder: Path) -> Written:
                 "name them with --data"
             )
         job.measure("2:4, converted", model)
-    found = patterns(model)
-    job.patterns = [asdict(p) | {"holds": p.holds, "qualifies": p.qualifies} for p in found]
-    _check_declared(job.source, {p.name: p for p in found})
-    holds = [p for p in found if p.holds]
-    taken = [p.name for p in found if p.qualifies]
+    layers = patterns(model)
+    job.patterns = [asdict(p) | {"holds": p.holds, "qualifies": p.qualifies} for p in layers]
+    _check_declared(job.source, {p.name: p for p in layers})
+    holds = [p for p in layers if p.holds]
+    taken = [p.name for p in layers if p.qualifies]
     if not holds or (job.options.convert and not taken):
-        raise UsageError(_nothing_holds(found, job.options.convert))
+        raise UsageError(_nothing_holds(layers, job.options.convert))
     save_sparse_model(model, path, metadata={**job.about(), "2:4": taken})
     return Written(
         path.name,
-        f"read back; 2:4 holds in {len(holds)} of {len(found)} layers",
+        f"read back; 2:4 holds in {len(holds)} of {len(layers)} layers",
         _speed_2_to_4(taken),
         more,
     )
 
 
-def _check_declared(source: Source, found: Mapping[str, Pattern]) -> None:
+def _check_declared(source: Source, layers: Mapping[str, Pattern]) -> None:
     """ExportError where a layer that was trained as 2:4 is not."""
     method = (source.recipe or {}).get("method") or {}
     if not method.get("n_m"):
@@ -210,18 +212,18 @@ def _check_declared(source: Source, found: Mapping[str, Pattern]) -> None:
     groups = connection_groups(source.model, exclude=method.get("exclude") or (), n_m=method["n_m"])
     [group] = [group for group in groups if group["connections"]]
     for (name, _), n_m in zip(group["params"], group["n_m"], strict=True):
-        if n_m == (2, 4) and name in found and not found[name].holds:
+        if n_m == (2, 4) and name in layers and not layers[name].holds:
             raise ExportError(
-                f"{name} was trained as 2:4, and {found[name].broken:,} of its "
-                f"{found[name].blocks:,} blocks have more than two weights"
+                f"{name} was trained as 2:4, and {layers[name].broken:,} of its "
+                f"{layers[name].blocks:,} blocks have more than two weights"
             )
 
 
-def _nothing_holds(found: list[Pattern], converted: bool) -> str:
+def _nothing_holds(layers: list[Pattern], converted: bool) -> str:
     if converted:
-        reasons = "; ".join(f"{p.name}: {p.hardware}" for p in found[:3])
+        reasons = "; ".join(f"{p.name}: {p.hardware}" for p in layers[:3])
         return f"no layer of this model can run on sparse tensor cores ({reasons} …)"
-    closest = min(found, key=lambda p: p.broken / p.blocks if p.blocks else 1.0)
+    closest = min(layers, key=lambda p: p.broken / p.blocks if p.blocks else 1.0)
     return (
         f"no layer is 2:4 (closest: {closest.name}, {closest.broken:,} of {closest.blocks:,} "
         'blocks have more than two weights): train with method.n_m: "2:4", or let --convert-2to4 '

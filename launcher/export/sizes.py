@@ -1,4 +1,4 @@
-"""How large a model is as a file: dense, deflated, compact, and what no code goes below."""
+"""How large a model is as a file: dense, deflated, compact, and the bound that no code beats."""
 
 from __future__ import annotations
 

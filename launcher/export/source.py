@@ -47,7 +47,7 @@ class Network:
         return torch.zeros(batch, self.in_chans, self.image_size, self.image_size)
 
     def as_dict(self) -> dict[str, Any]:
-        """What an exported file says of the model; `network_of` reads it."""
+        """What an exported file says of the model; `open_source` builds it from that."""
         return {
             "model": self.config.name,
             "kwargs": self.config.kwargs,
@@ -124,19 +124,19 @@ def open_source(path: Path, said: Described | None = None) -> Source:
 
 
 def _of_checkpoint(path: Path, said: Described) -> Source:
-    found = checkpoint.read(path)
-    recipe = found.meta["recipe"]
-    state = checkpoint.load_part(found, "model")
-    network, model = _fit(state, _described_by(recipe), said, found.path)
-    run = found.path.parent.parent
+    saved = checkpoint.read(path)
+    recipe = saved.meta["recipe"]
+    state = checkpoint.load_part(saved, "model")
+    network, model = _fit(state, _described_by(recipe), said, saved.path)
+    run = saved.path.parent.parent
     return Source(
-        file=found.path,
+        file=saved.path,
         model=model,
         network=network,
         run=run if (run / "recipe.yaml").is_file() else None,
         recipe=recipe,
-        step=found.step,
-        finished=found.meta["progress"]["epochs"] >= recipe["optim"]["epochs"],
+        step=saved.step,
+        finished=saved.meta["progress"]["epochs"] >= recipe["optim"]["epochs"],
     )
 
 
@@ -161,7 +161,7 @@ def _of_file(path: Path, said: Described) -> Source:
 
 
 def _read(path: Path) -> tuple[State, dict[str, Any]]:
-    """(tensors, what the file says of its model)."""
+    """The tensors of a file, and what it says of its model."""
     try:
         if path.suffix == ".sclc":
             return load_compact(path), read_header(path)[1]
@@ -238,14 +238,14 @@ def _classes_and_channels(state: State, config: ModelConfig, file: Path) -> tupl
     )
 
 
-def _misfit(found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size]) -> str | None:
-    missing = [name for name in wanted if name not in found]
-    foreign = [name for name in found if name not in wanted]
+def _misfit(in_file: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size]) -> str | None:
+    missing = [name for name in wanted if name not in in_file]
+    foreign = [name for name in in_file if name not in wanted]
     for names, what in ((foreign, "the model has no"), (missing, "the file lacks")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             return f"{what} {names[0]}{more}"
-    for name, shape in found.items():
+    for name, shape in in_file.items():
         if shape != wanted[name]:
             return f"{name} is {tuple(shape)} in the file and {tuple(wanted[name])} in the model"
     return None

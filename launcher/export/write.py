@@ -71,10 +71,10 @@ def _check_live(source: Source) -> None:
     """UsageError where the model of a finished run has other connections than its table says."""
     for name, parameter in source.model.named_parameters():
         live = (source.live or {}).get(name)
-        found = int(torch.count_nonzero(parameter))
-        if live is not None and found > live:
+        nonzero = int(torch.count_nonzero(parameter))
+        if live is not None and nonzero > live:
             raise UsageError(
-                f"{source.file} is not the model of {source.run}: {name} has {found:,} weights, "
+                f"{source.file} is not the model of {source.run}: {name} has {nonzero:,} weights, "
                 f"and layers.csv says {live:,}"
             )
 
@@ -161,22 +161,22 @@ def _report(
 
 def _normalisation(source: Source, data: str | None) -> dict[str, Any]:
     """What images are normalised by, where the shards are at hand to say it."""
-    found = source.validation_set(data)
-    if found is None:
+    validation = source.validation_set(data)
+    if validation is None:
         return {}
-    dataset: ShardDataset = found[0]
+    dataset: ShardDataset = validation[0]
     stats = dataset.manifest.image
     return {"mean": stats.mean, "std": stats.std, "classes": dataset.manifest.names}
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _add_card(

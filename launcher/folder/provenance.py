@@ -1,4 +1,4 @@
-"""The folder of a run: who is writing to it, and what the run was made of."""
+"""What a run was made of, written into its folder: settings, versions, weights and data."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def _check_outputs(config: ModelConfig, outputs: object, images: int, num_classe
 
 
 def _size_hint(model: nn.Module, image_size: int) -> str:
-    """For networks that are made for one size of images, which timm's can be told."""
+    """What to set for a network that is made for images of another size; empty for any other."""
     for module in model.modules():
         made_for = getattr(module, "img_size", None)
         if made_for is None:

@@ -65,33 +65,33 @@ def adapted(
     The first convolution is turned to images of `channels` as timm does it: summed for grey ones.
     The classifier is left out where it is missing or for other classes.
     """
-    wanted, found, notes = model.state_dict(), dict(state), []
+    wanted, weights, notes = model.state_dict(), dict(state), []
     for layer in first_convolutions_of(model):
         name = f"{layer}.weight"
-        if name not in found or name not in wanted or found[name].shape == wanted[name].shape:
+        if name not in weights or name not in wanted or weights[name].shape == wanted[name].shape:
             continue
-        weight = _for_channels(found[name], tuple(wanted[name].shape), channels)
+        weight = _for_channels(weights[name], tuple(wanted[name].shape), channels)
         if weight is not None:
-            there = found[name].shape[1] * channels // wanted[name].shape[1]
+            saved_channels = weights[name].shape[1] * channels // wanted[name].shape[1]
             notes.append(
-                f"{key}: {layer} is for images of {there} channels in {path} and {channels} here: "
+                f"{key}: {layer} is for images of {saved_channels} channels in {path} and "
+                f"{channels} here: "
                 + ("summed over them" if channels == 1 else "repeated and scaled")
             )
-            found[name] = weight
+            weights[name] = weight
     classifier = classifier_of(model)
-    own = [name for name in wanted if name.rpartition(".")[0] in classifier]
-    there = [name for name in own if name in found]
-    odd = [name for name in there if found[name].shape != wanted[name].shape]
-    if own and (not there or (odd and _differ_in_classes(found, wanted, odd))):
+    of_classifier = [name for name in wanted if name.rpartition(".")[0] in classifier]
+    given = [name for name in of_classifier if name in weights]
+    misshapen = [name for name in given if weights[name].shape != wanted[name].shape]
+    is_missing = of_classifier and not given
+    if is_missing or (misshapen and _differ_in_classes(weights, wanted, misshapen)):
         what = f"is not in {path}"
-        if odd:
-            classes = (
-                f"{found[odd[0]].shape[0]} classes in {path} and {wanted[odd[0]].shape[0]} here"
-            )
-            what = f"is for {classes}"
+        if misshapen:
+            saved_classes, classes = (s[misshapen[0]].shape[0] for s in (weights, wanted))
+            what = f"is for {saved_classes} classes in {path} and {classes} here"
         notes.append(f"{key}: the classifier {', '.join(classifier)} {what}: it starts anew")
-        found = {name: value for name, value in found.items() if name not in own}
-    return found, notes
+        weights = {name: value for name, value in weights.items() if name not in of_classifier}
+    return weights, notes
 
 
 def fitted(
@@ -101,31 +101,34 @@ def fitted(
 
     Raises UsageError naming the tensors that are missing, unknown to `model` or of another shape.
     """
-    found, notes = adapted(state, model, channels, path, "init.weights")
+    weights, notes = adapted(state, model, channels, path, "init.weights")
     classifier = classifier_of(model)
-    left_out = not any(name.rpartition(".")[0] in classifier for name in found)
+    left_out = not any(name.rpartition(".")[0] in classifier for name in weights)
     wanted = {
         name: value
         for name, value in model.state_dict().items()
         if not (left_out and name.rpartition(".")[0] in classifier)
     }
-    odd = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
+    misshapen = [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]
     # Older versions of PyTorch saved none, and nothing depends on it.
-    missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
-    foreign = [n for n in found if n not in wanted]
-    if missing or foreign or odd:
+    missing = [n for n in wanted if n not in weights and not n.endswith("num_batches_tracked")]
+    foreign = [n for n in weights if n not in wanted]
+    if missing or foreign or misshapen:
         raise UsageError(
             f"init.weights: {path} is not of this model: "
             + "; ".join(
                 [
                     *_named("it lacks", missing),
                     *_named("unknown to the model:", foreign),
-                    *[f"{n} is {_shape(found[n])} there and {_shape(wanted[n])} here" for n in odd],
+                    *[
+                        f"{n} is {_shape(weights[n])} there and {_shape(wanted[n])} here"
+                        for n in misshapen
+                    ],
                 ][:3]
             )
             + "; give weights of the same model.name and model.kwargs"
         )
-    return found, notes
+    return weights, notes
 
 
 def live_connections(state: Mapping[str, Tensor], model: nn.Module) -> State:
@@ -142,21 +145,21 @@ def check_masks(
 
     Raises UsageError naming a tensor that is missing or of another shape.
     """
-    # Of marks: two weights may sum to 0 where both are live.
+    # Marks of 0 and 1 instead of weights: two live weights may sum to 0.
     marks = {name: (value != 0).float() for name, value in state.items()}
-    found, notes = adapted(marks, model, channels, path, "init.masks")
+    marks, notes = adapted(marks, model, channels, path, "init.masks")
     classifier = classifier_of(model)
-    left_out = not any(name.rpartition(".")[0] in classifier for name in found)
+    left_out = not any(name.rpartition(".")[0] in classifier for name in marks)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or (left_out and name.rpartition(".")[0] in classifier):
             continue
-        if name not in found or found[name].shape != parameter.shape:
-            there = _shape(found[name]) if name in found else "missing"
+        if name not in marks or marks[name].shape != parameter.shape:
+            shape = _shape(marks[name]) if name in marks else "missing"
             raise UsageError(
-                f"init.masks: {path} does not fit this model: {name} is {there} there and "
+                f"init.masks: {path} does not fit this model: {name} is {shape} there and "
                 f"{_shape(parameter)} here"
             )
-    return live_connections(found, model), notes
+    return live_connections(marks, model), notes
 
 
 def first_convolutions_of(model: nn.Module) -> tuple[str, ...]:
@@ -169,9 +172,9 @@ def first_convolutions_of(model: nn.Module) -> tuple[str, ...]:
     return tuple(layers[:1])
 
 
-def _differ_in_classes(found: State, wanted: Mapping[str, Tensor], odd: list[str]) -> bool:
-    """Whether it is the number of outputs alone in which the classifier differs."""
-    return all(found[name].shape[1:] == wanted[name].shape[1:] for name in odd)
+def _differ_in_classes(weights: State, wanted: Mapping[str, Tensor], misshapen: list[str]) -> bool:
+    """Whether the classifier differs in its number of outputs alone."""
+    return all(weights[name].shape[1:] == wanted[name].shape[1:] for name in misshapen)
 
 
 def _for_channels(weight: Tensor, wanted: tuple[int, ...], channels: int) -> Tensor | None:
@@ -185,15 +188,15 @@ def _for_channels(weight: Tensor, wanted: tuple[int, ...], channels: int) -> Ten
     same = len(wanted) == weight.ndim and (outputs, *kernel) == (wanted[0], *wanted[2:])
     if not same or left or not places or inputs % places:
         return None
-    # A stem that folds pixels into channels has so many places of the image's channels.
+    # A stem that folds pixels into channels has the image's channels several times: `places` times.
     base = inputs // places
     by_channel = weight.float().reshape(outputs, places, base, *kernel)
     if channels == 1:
-        found = by_channel.sum(2, keepdim=True)
+        converted = by_channel.sum(2, keepdim=True)
     else:
-        found = by_channel.repeat(1, 1, -(-channels // base), 1, 1)[:, :, :channels]
-        found = found * (base / channels)
-    return found.reshape(wanted).to(weight.dtype)
+        converted = by_channel.repeat(1, 1, -(-channels // base), 1, 1)[:, :, :channels]
+        converted = converted * (base / channels)
+    return converted.reshape(wanted).to(weight.dtype)
 
 
 def classifier_of(model: nn.Module) -> tuple[str, ...]:

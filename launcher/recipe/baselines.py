@@ -1,4 +1,4 @@
-"""Of the `method:` section: what SCL is compared with, through the same recipes and engine."""
+"""The `method:` section for the methods that SCL is compared with, in the same engine."""
 
 from __future__ import annotations
 

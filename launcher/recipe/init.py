@@ -37,7 +37,7 @@ class InitConfig(BaseModel):
 
     @model_validator(mode="after")
     def _is_uniform_without_a_network(self) -> Self:
-        """Recipes say what happens: from dense weights of nobody's, auto has nothing to choose."""
+        """Say what will happen: where no sparse network is given, `auto` is always `uniform`."""
         if self.masks == AUTO and self.weights in (RANDOM, PRETRAINED):
             self.masks = UNIFORM
         return self

@@ -38,7 +38,7 @@ def _sentence(kind: str, location: list[str], method: str | None, reason: str, g
         *others, last = _methods()
         name = given.get("name") if isinstance(given, dict) else given
         return f"method.name must be {', '.join(others)} or {last}, not {name!r}"
-    # Not what is in a mapping: a key of W&B's that somebody put there must not be repeated.
+    # What a mapping holds is not shown: somebody may have put a key of W&B's there.
     shown = "a mapping" if isinstance(given, dict) else repr(given)
     plain = isinstance(given, str | int | float)
     if kind in _LISTS:
@@ -53,7 +53,7 @@ def _sentence(kind: str, location: list[str], method: str | None, reason: str, g
 
 
 def _hint(location: list[str], method: str | None) -> str:
-    """What may have been meant by an unknown key: here first, then anywhere in a recipe."""
+    """What an unknown key may have meant: a key of the same block, else of another."""
     name, known = location[-1], dict(_all_keys())
     owners = known.get(".".join(location), ())
     if method and owners:
@@ -84,7 +84,7 @@ def _methods() -> dict[str, type[BaseModel]]:
 
 
 def _all_keys() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every dotted key of a recipe, and of what methods it is (none: of no method)."""
+    """Every dotted key of a recipe, with the methods that have it (none: it is no method's)."""
     for name, field in Recipe.model_fields.items():
         yield name, ()
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

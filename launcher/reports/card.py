@@ -32,14 +32,14 @@ def write_card(run: Path, out: Path, report: Mapping[str, Any]) -> Path:
     `run` is the run's folder, `report` what the export of it says (its export.json). Raises
     ReportError or UsageError when `run` is no run.
     """
-    recipe, found = load_recipe(run / "recipe.yaml"), read_run(run)
+    recipe, record = load_recipe(run / "recipe.yaml"), read_run(run)
     origin = _json(run / "origin.json")
-    results = latest(found)
+    results = latest(record)
     pictured = (run / "summary.png").is_file()
     if pictured:
         shutil.copyfile(run / "summary.png", out / "summary.png")
     sections = [
-        _head(recipe, report, name_of(found, run)),
+        _head(recipe, report, name_of(record, run)),
         "![Accuracy and density over training, and density by layer](summary.png)"
         if pictured
         else "",
@@ -49,7 +49,7 @@ def write_card(run: Path, out: Path, report: Mapping[str, Any]) -> Path:
         *_loading(recipe, report),
         _images(recipe, report, origin),
         "## Density by layer",
-        _layers(found.layers),
+        _layers(record.layers),
         "## How it was made",
         _making(run, report, origin),
         "Recipe, with every default filled in:",

@@ -79,7 +79,7 @@ def build(
 
 
 def agree_on_fused_steps(device: torch.device) -> None:
-    """Let no rank round differently: without a fused step on one, none is used. Collective."""
+    """Use fused steps on all ranks or on none, since they round differently. Collective."""
     missing = torch.tensor([float(find_kernel(device) is None)], device=device)
     if sum_over_ranks(missing) > 0:
         os.environ["SCL_FUSED"] = "0"

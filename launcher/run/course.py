@@ -17,9 +17,9 @@ _MISSED = 0.1
 
 
 class Course:
-    """Sets what changes from update to update: by the schedule, λ steered where there is a target.
+    """Sets the learning rates and λ of each update by the schedule; a target steers λ.
 
-    `lam` replaces the recipe's λ. `is_main`: this rank says what is to be said.
+    `lam` replaces the recipe's λ. `is_main`: this rank prints what the user should know.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Course:
         self._is_main = is_main
 
     def set(self, progress: Progress) -> None:
-        """Set everything for the update that is next. Collective where λ is steered."""
+        """Set everything for the next update. Collective where λ is steered."""
         share = progress.step / self.total_steps
         lam = self._lam
         if self._controller is not None:

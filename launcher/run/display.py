@@ -11,13 +11,13 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-# A line an interval where the intervals are long; a log of thousands of lines helps nobody.
+# A log of thousands of lines helps nobody: of short intervals, not each gets a line.
 SECONDS_BETWEEN_LINES = 30.0
 
-# Where a bar's control characters would end up in a log file, whatever the terminal says.
+# Where these are set, output ends up in a log file, even if it looks like a terminal.
 _BATCH_VARIABLES = ("SLURM_JOB_ID", "CI")
 
-# What does not fit into a narrow terminal is cut off at its end.
+# A narrow terminal cuts the line off at its end: what matters most stands first.
 _BAR = "{desc} |{bar:5}| {n_fmt}/{total_fmt}{postfix}"
 
 
@@ -41,7 +41,7 @@ class Display:
         self._bar: tqdm | None = None
 
     def start_epoch(self, epoch: int, done: int) -> None:
-        """`epoch` counts from 0; `done` of its steps are already behind."""
+        """`epoch` counts from 0; `done` of its steps were made by an earlier start."""
         self._epoch = epoch
         if not self.is_plain:
             self._bar = tqdm(
@@ -98,30 +98,30 @@ class Display:
             self._bar = None
 
     def _say(self, text: str) -> None:
-        # Through tqdm, so that a bar that is up is drawn anew below it.
+        # Through tqdm, which draws a bar that is showing anew below the line.
         tqdm.write(text, file=self._stream)
         self._stream.flush()
 
     def _left(self) -> tuple[str, ...]:
-        """Time left of the epoch and of the run, from the updates so far and what lay between."""
+        """Time left of the epoch and of the run, at the mean pace of the updates so far."""
         taken = self._step - self._done
         if not taken:
             return ()
-        each = (time.monotonic() - self._began) / taken
-        run = each * (self._epochs * self._steps_per_epoch - self._step)
-        epoch = each * ((self._epoch + 1) * self._steps_per_epoch - self._step)
+        seconds_each = (time.monotonic() - self._began) / taken
+        run = seconds_each * (self._epochs * self._steps_per_epoch - self._step)
+        epoch = seconds_each * ((self._epoch + 1) * self._steps_per_epoch - self._step)
         return f"left {_clock(epoch)}", f"run {_clock(run)}"
 
 
 def is_plain(stream: TextIO) -> bool:
-    """Whether control characters have no place in `stream`."""
+    """Whether `stream` shall get plain lines, without control characters."""
     if any(os.environ.get(name) for name in _BATCH_VARIABLES):
         return True
     return os.environ.get("TERM") == "dumb" or not stream.isatty()
 
 
 def _numbers(series: Mapping[str, float]) -> list[str]:
-    """The few numbers that tell how a run goes, of those that `series` has."""
+    """The few numbers of `series` that tell how a run goes."""
     forms = {
         "train/loss": "loss {:.3f}",
         "train/top1": "train top-1 {:7.2%}",

@@ -92,7 +92,7 @@ def build_engine(
 
 @contextlib.contextmanager
 def _no_step(optimizer: Optimizer) -> Iterator[None]:
-    """DeepSpeed's bf16 wrapper tries the optimizer out on gradients of 0: λ must not act then."""
+    """Keep λ from acting while DeepSpeed's bf16 wrapper tries the optimizer on gradients of 0."""
     optimizer.step = lambda closure=None: None  # type: ignore[method-assign]
     try:
         yield

@@ -95,7 +95,7 @@ def _write_results(
         "checkpoints": folder / "checkpoints",
     }
     tracker.summary(summary | {"artifacts": {key: str(path) for key, path in artifacts.items()}})
-    # Only one rank draws: no other imports matplotlib.
+    # Imported here because rank 0 alone draws: the others need no matplotlib.
     from launcher.reports import mask_picture, picture
 
     masks_picture = mask_picture.draw(folder)
@@ -121,7 +121,7 @@ def _give_to_tracker(
 
 
 def data_facts(manifest: Manifest) -> dict[str, Any]:
-    """Which data set it is, as one says it to others."""
+    """The data set as the tracker shows it: name, size and fingerprint."""
     return {
         "dataset": manifest.dataset,
         "samples": manifest.samples,

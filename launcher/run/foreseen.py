@@ -1,4 +1,4 @@
-"""What a recipe will come to, as far as that can be computed before the first update."""
+"""What can be computed of a run's outcome before its first update."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from launcher.recipe.method import SCLMethod
 from launcher.recipe.recipe import Recipe
 
 _PLACES = 1000
-# Of the time that masks learn in: a connection without gradient should be gone well before its end.
+# Share of the time in which masks learn. A connection without gradient should have died by then.
 _SHARE = 0.25
 
 

@@ -26,7 +26,8 @@ from launcher.recipe.recipe import Recipe
 from sclcore import SCL
 from sclcore.geometry import Geometry, geometry_of
 
-# Above this share of live weights, zeros are chance or a layer that begins with them.
+# A network with more of its weights live counts as dense: its few zeros are chance, or a layer
+# that begins with them.
 _DENSE = 0.99
 
 
@@ -113,7 +114,7 @@ def _pretrained(config: ModelConfig, sizes: dict[str, int], notes: list[str]) ->
     wanted = config.model_copy(update={"kwargs": config.kwargs | {"pretrained": True}})
     try:
         model = create_model(wanted, **sizes)
-    # Whatever stands between here and the weights: the hub, a proxy, a disk, a damaged file.
+    # Much can fail on the way to the weights: the hub, a proxy, a disk, a damaged file.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
@@ -147,7 +148,7 @@ def initial_model(recipe: Recipe, manifest: Manifest, initial: Initial) -> nn.Mo
     )
     if seed != recipe.seed:
         seed_everything(recipe.seed)
-    # What is missing was found to be the classifier of other classes.
+    # Not strict: the classifier of other classes is missing, as `read_initial` has checked.
     model.load_state_dict(dict(initial.weights), strict=False)
     return model
 
@@ -170,7 +171,7 @@ def hash_weights(model: nn.Module) -> str:
 def first_masks(optimizer: Optimizer, init: InitConfig, initial: Initial) -> dict[str, Tensor]:
     """The mask variables that SCL starts with, by name; the same on all ranks. Collective.
 
-    To be asked before an engine replaces the parameters. Empty where SCL's own uniform ones do.
+    To be called before an engine replaces the parameters. Empty where SCL's own uniform masks do.
     """
     if init.masks == UNIFORM or (init.masks == AUTO and not from_main(bool(initial.live))):
         return {}
@@ -190,7 +191,7 @@ def first_masks(optimizer: Optimizer, init: InitConfig, initial: Initial) -> dic
             else:
                 mask = torch.ones_like(weight)
             mask = (mask * group["mask_init"]).contiguous()
-            # Not computed by each: another kind of device may round otherwise.
+            # From rank 0 to all: on another kind of device they might be rounded otherwise.
             dist.broadcast(mask, 0)
             masks[name] = mask.bfloat16() if group["mask_dtype"] == "bfloat16" else mask
     return masks
@@ -200,8 +201,8 @@ def magnitude_masks(weight: Tensor, geometry: Geometry) -> Tensor:
     """|w| / mean |w| of the feature; of the layer, where a feature has one mask variable.
 
     The mean of a feature's masks is 1, as with uniform ones: mask gradients are normalised over
-    the feature, so that λ then takes as long to reach an average connection. Units coarser than a
-    weight have the mean of theirs. A feature of zeros, whose weights say nothing, is uniform.
+    the feature, so that λ then takes as long to reach an average connection. A unit of several
+    weights has their mean. A feature of zeros, whose weights say nothing, gets uniform masks.
     """
     size = _whole_units(weight.abs(), geometry)
     if geometry.variables_per_feature == 1:
@@ -215,7 +216,7 @@ def magnitude_masks(weight: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _whole_units(values: Tensor, geometry: Geometry) -> Tensor:
-    """`values` with the elements of each unit, which live or die together, at their mean."""
+    """`values`, with the elements of a unit, which live or die together, all set to their mean."""
     if geometry.unit == 1:
         return values.contiguous()
     units = values.contiguous().view(-1, geometry.unit)
@@ -223,7 +224,7 @@ def _whole_units(values: Tensor, geometry: Geometry) -> Tensor:
 
 
 class FirstState:
-    """The state SCL starts with, to be read by name and stretch as a saved one is."""
+    """The state that SCL starts with, read by name and stretch like a saved one."""
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], updates: list[int]) -> None:
         self._params = dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""What a run is made from; all that can be known to fail does here, before a process or file."""
+"""What a run is made from; what is sure to fail is refused here, before any process or file."""
 
 from __future__ import annotations
 
@@ -174,19 +174,19 @@ def find_start(recipe: Recipe, manifest: Manifest) -> Checkpoint | None:
     Raises UsageError when it belongs to another recipe or other data, CheckpointError when what
     there is cannot be used.
     """
-    found = checkpoint.resolve(recipe.folder / "checkpoints", recipe.checkpoint.resume)
-    if found is None:
+    start = checkpoint.resolve(recipe.folder / "checkpoints", recipe.checkpoint.resume)
+    if start is None:
         return None
-    difference = resume_difference(found.meta["recipe"], recipe)
+    difference = resume_difference(start.meta["recipe"], recipe)
     if difference:
         raise UsageError(
-            f"{found.path} belongs to another recipe: {difference}; take its recipe, or choose "
+            f"{start.path} belongs to another recipe: {difference}; take its recipe, or choose "
             "another run_dir, to begin anew or, with init.weights="
             f"{recipe.folder}, from its weights"
         )
-    if found.meta["data"] != manifest.fingerprint():
+    if start.meta["data"] != manifest.fingerprint():
         raise UsageError(
-            f"{found.path} was trained on other data than {recipe.data.path}: the manifests "
+            f"{start.path} was trained on other data than {recipe.data.path}: the manifests "
             "differ; point data.path at the former shards, or choose another run_dir"
         )
-    return found
+    return start

@@ -1,4 +1,4 @@
-"""What a rank trains: the network as this rank holds it, and what moves it."""
+"""What a rank trains: its copy of the network, with the optimizer and the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sclcore.sparse import SparseOptimizer
 
 @dataclass(frozen=True)
 class Learner:
-    """A network under its optimizer and DeepSpeed's engine, on one of the ranks."""
+    """The network of one rank, its optimizer and DeepSpeed's engine around both."""
 
     world: World
     device: torch.device

@@ -26,12 +26,12 @@ from sclcore.telemetry import (
 _log = logging.getLogger("scl")
 
 _OF_LAYERS = ("density/", "macs/", "imbalance/")
-# Mask variables that a line is about: of so many, the median is off by half a percent of the ranks.
+# Mask variables that are sampled for a line: with so many, the median is off by half a percentile.
 _SAMPLE = 8_192
 
 
 class MaskSeries:
-    """Watches the optimizer of a run, whatever its method; a dense one has little to show.
+    """Watches the masks in the optimizer of a run, whatever its method; a dense run has few series.
 
     `line` is collective. Warnings are logged on rank 0.
     """
@@ -51,7 +51,7 @@ class MaskSeries:
             self._flips = FlipCounter(self._optimizer)
 
     def state(self) -> dict[str, Any]:
-        """What this rank has gathered since the last line; tensors are not copied."""
+        """What this rank has gathered since the last line: the tensors in use, not copies."""
         flips = self._flips.state() if self._flips else {}
         return {"held": sorted(self._held), "flips": flips}
 
@@ -89,13 +89,13 @@ class MaskSeries:
         if self._is_main:
             series |= connection_metrics(self._budgets, live)
         self._held.clear()
-        # Of each layer, once an epoch is enough: a tracker takes its time for every single number.
+        # A layer's numbers are logged once an epoch only: a tracker needs time for each.
         self._of_layers = {k: v for k, v in series.items() if k.startswith(_OF_LAYERS)}
         self._of_network = {k: v for k, v in series.items() if k.startswith("connections/")}
         return {key: value for key, value in series.items() if key not in self._of_layers}
 
     def epoch(self) -> dict[str, Any]:
-        """What stands beside an evaluation, as of the line before, which is of the same update."""
+        """What is logged with an evaluation: series of the last line, of the same update."""
         series: dict[str, Any] = self._of_network | self._of_layers
         return series if self._histogram is None else {**series, "masks/histogram": self._histogram}
 
@@ -108,5 +108,5 @@ class MaskSeries:
 
 
 def dense_budgets(inputs: Inputs, learner: Learner) -> list[LayerBudget]:
-    """What each layer of the network has before anything is taken from it."""
+    """The connections and MACs of each layer of the dense network."""
     return layer_budgets(learner.model, weight_uses(learner.model, inputs.example))

@@ -1,4 +1,4 @@
-"""Watches the loop: sums over an interval, the lines of the tracker, what is shown meanwhile."""
+"""Watches the loop: sums up each interval, logs it with the tracker, shows how the run goes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Monitor:
     def __init__(
         self, inputs: Inputs, learner: Learner, tracker: Tracker | None, step: int = 0
     ) -> None:
-        """`step` updates are behind."""
+        """`step`: the updates that earlier starts have made."""
         self._tracker = tracker
         recipe = inputs.recipe
         self._device = learner.device
@@ -85,7 +85,7 @@ class Monitor:
     def after_micro_batch(self, loss: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> None:
         """Add to the interval's sums without waiting for the device.
 
-        Of a mixed sample, the label that counts is its own, whatever its share of the image.
+        A mixed sample counts by its own label, whatever its share of the image.
         """
         labels = batch["label"]
         best = logits.detach().topk(min(5, logits.shape[1])).indices
@@ -122,9 +122,9 @@ class Monitor:
             self._log_interval(step, grad_norm)
 
     def start_epoch(self, epoch: int, done: int) -> None:
-        """A progress bar for the epoch, of which `done` steps are already behind."""
+        """A progress bar for the epoch, of which earlier starts have made `done` steps."""
         if not self._steps:
-            # What came in between, evaluation and saving, is not time spent on updates.
+            # Evaluation and saving, which came before, are not time spent on updates.
             self._since = time.perf_counter()
         if self._display is not None:
             self._display.start_epoch(epoch, done)

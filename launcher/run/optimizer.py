@@ -71,7 +71,7 @@ def _dense(method: DenseMethod, optim: OptimConfig, model: nn.Module, example: T
             betas=optim.betas,
             eps=optim.eps,
             weight_decay=optim.weight_decay,
-            # As SCL's; there is none on the meta device, where only shapes are checked.
+            # Fused, as SCL's step is; not on the meta device, where only shapes are checked.
             fused=not any(p.is_meta for p in parameters.values()),
         )
     return torch.optim.SGD(
@@ -95,7 +95,7 @@ def _rigl(
 ) -> SparseOptimizer:
     rule = method.model_dump(include={"density", "drop_fraction", "end", "every"})
     groups = connection_groups(model, exclude=method.exclude)
-    # What the recipe's seed has seeded.
+    # torch's own seed, which the recipe has set.
     return RigL(groups, **optim.weights(), seed=torch.initial_seed(), **rule)
 
 

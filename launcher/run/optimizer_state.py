@@ -28,7 +28,7 @@ _UNSHARDED = "use engine.zero_stage=0, where every rank holds whole parameters"
 
 
 def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
-    """The names of each group's parameters; to be asked before an engine replaces them."""
+    """The names of each group's parameters; to be called before an engine replaces them."""
     names = {id(p): name for name, p in model.named_parameters()}
     return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
 
@@ -77,8 +77,8 @@ class OptimizerState:
     def _find_parts(self, names: list[list[str]]) -> Iterator[_Part]:
         groups = self._optimizer.param_groups
         if self._zero is None:
-            for group, own in zip(groups, names, strict=True):
-                for name, tensor in zip(own, group["params"], strict=True):
+            for group, group_names in zip(groups, names, strict=True):
+                for name, tensor in zip(group_names, group["params"], strict=True):
                     yield _Part(name, tuple(tensor.shape), 0, tensor.numel(), tensor, 0)
             return
         shards = flat_shards(self._zero, {id(p): name for name, p in self._params.items()})
@@ -86,9 +86,9 @@ class OptimizerState:
             learned = {i: shards[i] for i, group in enumerate(groups) if group["connections"]}
             ranks: Any = self._zero.dp_process_group
             self._optimizer.set_shards(learned, ranks)
-        for group, own in zip(groups, shards, strict=True):
+        for group, group_shards in zip(groups, shards, strict=True):
             [flat] = group["params"]
-            for shard in own:
+            for shard in group_shards:
                 yield _Part(shard.name, shard.shape, shard.start, shard.length, flat, shard.offset)
 
     def pieces(self) -> Pieces:
@@ -127,8 +127,8 @@ class OptimizerState:
         for part in self._parts:
             values = saved.read(part.name, part.start, part.length)
             param = self._params[part.name]
-            own = param.detach().reshape(-1)[part.start : part.start + part.length]
-            master = values.pop(_MASTER, own)
+            current = param.detach().reshape(-1)[part.start : part.start + part.length]
+            master = values.pop(_MASTER, current)
             if part.tensor is not param:
                 _put(part, part.tensor.detach(), master)
             for key, value in values.items():
@@ -181,7 +181,7 @@ class OptimizerState:
                 )
 
     def _piece(self, part: _Part, updates: int) -> dict[str, Any]:
-        """This rank's stretch of everything known of a parameter, and what has no stretches.
+        """What this rank saves of a parameter: its stretch of each tensor, and what cannot be cut.
 
         `updates` are those of its group, which are saved for all its parameters at once.
         """
@@ -211,7 +211,7 @@ class OptimizerState:
         return piece | ({"whole": whole} if whole else {})
 
     def _check_whole(self, part: _Part, key: str, value: Any) -> None:
-        """Refuse what is no tensor element by element, where it cannot be saved as it is."""
+        """Refuse state that has not one element for each weight, where it cannot be saved whole."""
         if self._zero is not None:
             what = "×".join(map(str, value.shape)) if isinstance(value, Tensor) else repr(value)
             raise RunError(
@@ -236,13 +236,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """A copy of its own, whose tensors are on `device`."""
+    """A copy of `value`, with all its tensors on `device`."""
     if isinstance(value, Tensor):
         return value.to(device, copy=True)
     if isinstance(value, dict):
-        return {key: _moved(each, device) for key, each in value.items()}
+        return {key: _moved(item, device) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_moved(each, device) for each in value)
+        return type(value)(_moved(item, device) for item in value)
     return value
 
 

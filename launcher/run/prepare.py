@@ -31,7 +31,7 @@ class Prepared:
 def prepare(recipe: Recipe, world_size: int, *, is_main: bool = True) -> Prepared:
     """Read and check everything that `world_size` ranks of `recipe` begin with.
 
-    A rank that is not the first gets the checkpoint and the weights from it, and reads neither.
+    Only rank 0 (`is_main`) reads the checkpoint and the weights; it gives them to the others.
     Raises UsageError, DataError or CheckpointError with one sentence.
     """
     inputs = open_inputs(recipe, world_size)

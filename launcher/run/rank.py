@@ -27,7 +27,9 @@ _OTHERS_END_WITHIN_S = 10
 
 
 def run_rank(world: World, prepare: Callable[[], Prepared]) -> int:
-    """Train as one rank; says what ended it. `prepare` may be what the parent has prepared.
+    """Train as one rank; says what ended it.
+
+    `prepare` reads and checks everything, or returns what a parent process has prepared.
 
     Exit codes: 0 done, 2 usage, 1 failed, 128 + n stopped by signal n.
     """
@@ -40,16 +42,16 @@ def run_rank(world: World, prepare: Callable[[], Prepared]) -> int:
         if world.is_main:
             say(f"error: {error}")
         else:
-            # All ranks come to the same verdict and rank 0 says it; then the launcher ends this
-            # one. Unless only this one is in trouble: its node may lack the data.
+            # Usually all ranks fail alike, rank 0 says why, and whoever started this one ends it
+            # in its sleep. If it wakes, it fails alone, such as on a node without the data.
             time.sleep(_OTHERS_END_WITHIN_S)
             say(f"error: rank {world.rank}: {error}")
         return error.exit_code
     except Exception as error:
         if is_lost_connection(error):
             say(f"rank {world.rank} ends because another rank did: {str(error).splitlines()[0]}")
-            # Launchers report the first to end. That must be the rank that broke: it is gone
-            # already, but a launcher that looks once a second could see this one before it.
+            # Launchers report the rank they see end first, which must be the one that broke. It is
+            # gone already, but a launcher that looks once a second could see this one before it.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(_OTHERS_END_WITHIN_S)
         else:

@@ -66,9 +66,9 @@ class Saver:
         self._failure: str | None = None
 
     def before_step(self, progress: Progress) -> int | None:
-        """Agree with the other ranks on what is next: the signal by which all shall stop, if any.
+        """Agree with the other ranks what is next; returns the signal to stop by, if one came.
 
-        Moves the write under way on, and begins one where the recipe wants it in mid-epoch.
+        Moves the save under way on, and begins one where the recipe wants it within an epoch.
         """
         due = self._is_due(progress.step)
         agreed = self._agreement.at_step(writing=self._writing, save=due)
@@ -78,7 +78,7 @@ class Saver:
         return agreed.signal
 
     def save(self, progress: Progress) -> None:
-        """Begin a checkpoint of now, when the one before is written; does not wait for its end.
+        """Begin to save the present state once the last save is done; does not wait for the disk.
 
         A disk that refuses is a warning here: the next save tries again, and `finish` tells.
         Raises RunError on all ranks when their masks differ.
@@ -110,7 +110,7 @@ class Saver:
             raise RunError(self._failure)
 
     def wait(self) -> None:
-        """Until nothing is being written any more."""
+        """Wait until nothing is being written any more."""
         while self._task is not None:
             self._go_on(self._agreement.at_step(writing=self._writing))
             if self._writing:
@@ -122,11 +122,11 @@ class Saver:
         return self._task is not None and not self._task.done()
 
     def _is_due(self, step: int) -> bool:
-        """Whether the recipe wants a checkpoint in mid-epoch now."""
+        """Whether the recipe wants a checkpoint now, within an epoch."""
         every, minutes = self._config.every_steps, self._config.every_minutes
         if every and step and step % every == 0 and step != self._saved_step:
             return True
-        # One clock decides.
+        # Rank 0's clock decides: those of the ranks differ.
         old = time.monotonic() - self._saved_at
         return bool(minutes and self._learner.world.is_main and old > 60 * minutes)
 
@@ -136,7 +136,7 @@ class Saver:
             return
         if self._temporary != Path():
             reports = self._agreement.gather_to_main(self._report())
-            # The other ranks have nothing to do but to be told.
+            # On the other ranks `_publish` has nothing to do: they learn from rank 0 how it ended.
             self._task = self._thread.submit(self._publish, self._temporary, reports)
             self._temporary = Path()
             return

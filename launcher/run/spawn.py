@@ -28,7 +28,7 @@ from launcher.run.prepare import Prepared
 from launcher.run.rank import run_rank
 from launcher.terminal import say
 
-# For saving, for the tracker's last lines, and for what a rank says that others ended because of.
+# Time for a rank to save, to log its last lines, and to say what made it end.
 _OTHERS_END_WITHIN_S = 30.0
 _KILLED_ARE_GONE_WITHIN_S = 10.0
 _POLL_S = 0.02
@@ -51,7 +51,8 @@ def train_on_ranks(prepared: Prepared) -> int:
     os.environ["DS_ACCELERATOR"] = accelerator()
     os.environ["SCL_PARENT_PID"] = str(os.getpid())
     if accelerator() == "cpu":
-        # Looks for GPUs when it is imported, so that on a GPU each rank does so itself.
+        # Here, once for all ranks. Not with GPUs: its import looks for them, which each rank must
+        # do for itself, after the fork.
         import deepspeed  # noqa: F401
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
     listening = rendezvous.listen(address, int(os.environ.get("MASTER_PORT", "0")))
@@ -88,15 +89,15 @@ class Ranks:
         self._passed_on = 0
         self._running: set[int] = set()
         self._stops = stops()
-        # Pending until all are there: a signal must reach every rank or none.
+        # Signals wait until all ranks are there: one must reach all of them or none.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._stops)
         self._former = {number: signal.signal(number, self._pass_on) for number in self._stops}
-        # What exists by now is never freed, so that the collector does not copy its pages.
+        # The collector leaves alone what exists by now: looking at it would copy its pages.
         gc.freeze()
         try:
             self._fork(body, size)
         except BaseException:
-            # No process left to fork, say: those there are must not wait for the others.
+            # Where a fork fails, the ranks that are there must not wait for the missing ones.
             self._end()
             raise
         finally:
@@ -144,8 +145,9 @@ class Ranks:
         """After the first has ended with `code`: wait for the others, and see that they end."""
         began = asked = time.monotonic()
         while self._running and time.monotonic() < began + _OTHERS_END_WITHIN_S:
-            # A rank that is still saving only notes it; one that waits for the dead ends. Asked
-            # again, since it may have had no ear for it before. A stop all have agreed on already.
+            # SIGTERM ends a rank that waits for the dead one; a rank that is saving notes it and
+            # goes on. Sent again, since a rank may not have heard it yet. After a stop (a code
+            # above 128) nothing is sent: all ranks have agreed on it and end by themselves.
             if code <= 128 and time.monotonic() >= asked:
                 self._send(signal.SIGTERM)
                 asked += 1.0
@@ -178,12 +180,12 @@ class Ranks:
 
     def _send(self, number: int) -> None:
         for pid in self._running:
-            # It may have been waited for an instant ago, when the signal came.
+            # It may have ended, and been waited for, just before.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def _kill(self) -> None:
-        """Ranks and what they have started that stayed in their group."""
+        """Kill the ranks, and what they have started that stayed in their group."""
         if not self._group:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -191,10 +193,10 @@ class Ranks:
 
 
 def _as_rank(rank: int, body: Callable[[int], int], parent: int, group: int) -> int:
-    """`body` in a fork; what that has from its parent but must not have is undone first."""
+    """Run `body` in a forked process, once what it must not inherit is undone."""
     os.setpgid(0, group)
     name_rank(rank)
     end_with_parent(parent)
-    # Data workers import their parent's main module; here that is a command line they never use.
+    # Data workers import their parent's main module: the command line, of which they use nothing.
     sys.modules["__main__"] = types.ModuleType("__main__")
     return body(rank)

@@ -27,8 +27,8 @@ from sclcore.sparse import SparseOptimizer, hash_masks
 def parts_of(learner: Learner) -> dict[str, Any]:
     """What this rank saves, by part: the memory that is trained on, not copies. Collective.
 
-    The model is rank 0's to save, with the mean of all ranks' batch statistics: it is the network
-    as it would be evaluated, and what ranks start from that have no state of their own.
+    Rank 0 saves the model, with the mean of all ranks' batch statistics: the network as it would be
+    evaluated, and what ranks start from for which no state of their own was saved.
     """
     rank = learner.world.rank
     means = mean_batch_norm(learner.model)
@@ -59,10 +59,10 @@ def restore(start: Checkpoint | None, learner: Learner) -> Progress:
     learner.model.load_state_dict(checkpoint.load_part(start, "model"))
     learner.optimizer_state.load(SavedOptimizer(start))
     same_world = start.meta["environment"]["world_size"] == world.world_size
-    own = checkpoint.load_part(start, rank_part(world.rank if same_world else 0))
+    local = checkpoint.load_part(start, rank_part(world.rank if same_world else 0))
     if not same_world:
-        own["buffers"] = {}
-    restore_local_state(learner.model, learner.device, own)
+        local["buffers"] = {}
+    restore_local_state(learner.model, learner.device, local)
     if not same_world and world.rank:
         torch.manual_seed(start.meta["recipe"]["seed"] + world.rank)
     return Progress(**start.meta["progress"])

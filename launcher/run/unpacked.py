@@ -1,4 +1,4 @@
-"""A folder of images where a recipe wants shards: said with the command that makes them."""
+"""A folder of images where a recipe wants shards: refused, with the command that makes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data.shards.scan import IMAGE_EXTENSIONS
 from launcher.errors import UsageError
 
 _TRAIN, _VAL = ("train", "training"), ("val", "validation", "test")
-# As many entries as tell a class from something else.
+# So many entries of a folder show whether it is a class.
 _LOOKED_AT = 50
 
 

@@ -67,11 +67,11 @@ def _verify(
     rank = torch.distributed.get_rank(zero.real_dp_process_group[number])
     slice_ = zero.parallel_partitioned_bit16_groups[number][rank]
     size = param.element_size()
-    there = param.data_ptr() + shard.start * size
-    here = slice_.data_ptr() + shard.offset * size
+    param_address = param.data_ptr() + shard.start * size
+    slice_address = slice_.data_ptr() + shard.offset * size
     part = param.detach().flatten()[shard.start : shard.start + shard.length]
     copy = flat.detach()[shard.offset : shard.offset + shard.length]
-    if there != here or not torch.equal(part.to(copy.dtype), copy):
+    if param_address != slice_address or not torch.equal(part.to(copy.dtype), copy):
         raise RunError(
             f"DeepSpeed's slice of {shard.name} (elements {shard.start} to "
             f"{shard.start + shard.length}) does not hold the parameter's values: its layout is "

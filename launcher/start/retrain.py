@@ -37,9 +37,12 @@ def retrain_recipe(
     suffix = f"-{weights}" + (f"-seed{seed}" if seed is not None else "")
     init: dict[str, Any] = {"masks": str(run)}
     if weights == "initial":
-        own = source.seed if source.init.seed is None else source.init.seed
-        then = source.seed if seed is None else seed
-        init |= {"weights": source.init.weights, "seed": own if own != then else None}
+        weights_seed = source.seed if source.init.seed is None else source.init.seed
+        new_seed = source.seed if seed is None else seed
+        init |= {
+            "weights": source.init.weights,
+            "seed": weights_seed if weights_seed != new_seed else None,
+        }
         _check_initial_weights(run, source)
     elif weights == "final":
         init |= {"weights": str(run)}

@@ -97,13 +97,13 @@ def plan_sweep(sweep: Sweep, path: Path) -> list[SweepRun]:
 def _plan_run(
     sweep: Sweep, path: Path, runs: SweepRuns, settings: dict[str, Any], name: str, seed: int
 ) -> SweepRun:
-    own = {
+    fixed = {
         "name": name,
         "run_dir": str(sweep.folder / name),
         "seed": seed,
         "tracking.group": sweep.name,
     }
-    if taken := sorted((sweep.set.keys() | settings.keys()) & own.keys()):
+    if taken := sorted((sweep.set.keys() | settings.keys()) & fixed.keys()):
         raise UsageError(
             f"{path}: {taken[0]} is not to be set: a sweep names its runs, their folders and group "
             "itself, and takes their seeds from `seeds`"
@@ -111,7 +111,7 @@ def _plan_run(
     overrides = [
         # JSON is YAML, and says every value on one line.
         f"{key}={json.dumps(value, ensure_ascii=False)}"
-        for key, value in (sweep.set | settings | own).items()
+        for key, value in (sweep.set | settings | fixed).items()
     ]
     return SweepRun(name, load_recipe(path.parent / runs.recipe, overrides))
 
@@ -126,12 +126,12 @@ def _combinations(runs: SweepRuns) -> list[tuple[dict[str, Any], str]]:
         for key, short in zip(varied, shorts, strict=True)
     }
     label = runs.label or runs.recipe.stem
-    found = []
+    combinations = []
     for values in itertools.product(*choices.values()):
         settings = dict(zip(choices, values, strict=True))
         parts = [label, *(_word(f"{names[key]}{_shown(settings[key])}") for key in varied)]
-        found.append((settings, "-".join(parts)))
-    return found
+        combinations.append((settings, "-".join(parts)))
+    return combinations
 
 
 def _shown(value: Any) -> str:

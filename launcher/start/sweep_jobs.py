@@ -66,7 +66,7 @@ def check_runs(runs: list[SweepRun]) -> list[Standing]:
 
 
 def default_jobs(runs: list[SweepRun]) -> int:
-    """How many of them fill this machine: by its GPUs where it has any, else by its cores."""
+    """How many runs at a time fill this machine: by its GPUs if it has any, else by its cores."""
     if accelerator() == "cuda":
         return max(1, torch.cuda.device_count() // max(r.recipe.engine.ranks for r in runs))
     cores = len(os.sched_getaffinity(0))
@@ -113,7 +113,7 @@ class _Job:
     code: int | None = None
 
     def has_ended(self) -> bool:
-        """Whether it has, and then `code` says how: negative if a signal did it."""
+        """Whether the run has ended; if so, `code` says how: negative if a signal did it."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.code = os.waitstatus_to_exitcode(status) if pid else None
@@ -160,7 +160,7 @@ class _Jobs:
         self._interrupts += number == signal.SIGINT
 
     def _pass_on(self) -> None:
-        """Once to each run; a second Ctrl-C kills them."""
+        """Send the signal once to each run; a second Ctrl-C kills them."""
         for job in self.running:
             if self._interrupts > 1:
                 _kill(job.pid)
@@ -175,7 +175,7 @@ def _start(run: SweepRun, slot: int, ranks: int) -> _Job:
     sweep = os.getpid()
 
     def body() -> int:
-        # Ctrl-C reaches the runs through the sweep alone, and once.
+        # A session of its own: Ctrl-C reaches the run through the sweep alone, and only once.
         os.setsid()
         end_with_parent(sweep)
         _write_to(run.recipe.folder / "train.log")
@@ -196,7 +196,7 @@ def _write_to(path: Path) -> None:
 
 
 def _gpus_of(slot: int, ranks: int) -> list[str]:
-    """The GPUs of a job: its own while there are enough, then shared in turn."""
+    """The GPUs of a job: those of its own while there are enough, else shared in turn."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
     return [devices[(slot * ranks + i) % len(devices)] for i in range(min(ranks, len(devices)))]
@@ -208,8 +208,8 @@ def _kill(pid: int) -> None:
         below = process.children(recursive=True)
     except psutil.NoSuchProcess:
         return
-    for each in (*below, process):
-        each.kill()
+    for member in (*below, process):
+        member.kill()
 
 
 @contextmanager

@@ -38,18 +38,18 @@ class Identity:
     ) -> Identity:
         """`name`, `run_id` and `said` are those of the recipe and of the run's former start."""
         values = {key: os.environ.get(variable) for key, variable in _VARIABLES.items()}
-        now = {**said, **{key: value for key, value in values.items() if value}}
-        tags = [tag.strip() for tag in now.get("tags", "").split(",") if tag.strip()]
+        said_now = {**said, **{key: value for key, value in values.items() if value}}
+        tags = [tag.strip() for tag in said_now.get("tags", "").split(",") if tag.strip()]
         shown = {
             "name": name,
             "project": config.project,
             "group": config.group,
             "notes": config.notes,
-            **now,
+            **said_now,
             "tags": [*dict.fromkeys([*config.tags, *tags])],
         }
-        found = os.environ.get("WANDB_RUN_ID") or run_id or secrets.token_hex(4)
-        return cls(found, shown, now)
+        chosen_id = os.environ.get("WANDB_RUN_ID") or run_id or secrets.token_hex(4)
+        return cls(chosen_id, shown, said_now)
 
 
 def shown_name(name: str, folder: Path) -> str:

@@ -55,8 +55,8 @@ class Lines:
 def _rewind(path: Path, resume_step: int) -> None:
     """Move the lines past `resume_step`, and what a kill cut short, out of the way.
 
-    Killed between the two writes, the next start moves them again: some are then in the discarded
-    file twice, which beats not at all.
+    After a kill between the two writes the next start moves them again: some lines are then in the
+    discarded file twice, but none is lost.
     """
     if not path.exists():
         return

@@ -156,12 +156,12 @@ class WandbRun:
         self._run = None
 
     def _guard(self, what: str, call: Callable[[Any], Any]) -> None:
-        """What the record is not whole without: a failure ends it."""
+        """Make a call that the record needs: if it fails, W&B gets nothing more."""
         if not self._attempt(call, f"W&B cannot {what} (%s); going on without it"):
             self._run = None
 
     def _try(self, what: str, call: Callable[[Any], Any]) -> None:
-        """What comes on top of the record."""
+        """Make a call that only adds to the record: if it fails, the rest goes on."""
         self._attempt(call, f"W&B cannot {what} (%s)")
 
     def _attempt(self, call: Callable[[Any], Any], warning: str) -> bool:

@@ -12,13 +12,13 @@ from tests.faults.ranks import Ranks, clean
 class KillRank(RunningFault):
     kind = "kill -9, one rank"
     what = "SIGKILL to a random rank"
-    # By hand there is no launcher that sees the signal: the other rank says that it lost a peer.
+    # By hand nobody sees the signal: the other rank says that it lost a peer.
     cause = r"killed by SIGKILL|ends because another rank did|has ended or did not start"
 
     def strike(self, scene: Scene, ranks: Ranks) -> str:
         found = ranks.ranks()
         if not found:
-            # The launcher has not started them yet.
+            # `scl train` has not forked them yet, or those started by hand have not begun.
             ranks.kill_all()
             return "no rank yet: the launcher was killed"
         number = scene.rng.choice(sorted(found))
@@ -45,14 +45,14 @@ class KillAll(RunningFault):
 
 class KillLauncher(RunningFault):
     kind = "kill -9, the launcher"
-    what = "SIGKILL to `scl train` and DeepSpeed's launcher; the ranks live"
+    what = "SIGKILL to `scl train`; the ranks live"
     launcher = "scl train"
     phases = ("training", "saving", "evaluation")
     cause = r"stopped by SIGTERM at step"
 
     def strike(self, scene: Scene, ranks: Ranks) -> str:
         ranks.kill_launchers()
-        return "scl train and the launcher"
+        return "scl train"
 
     def cause_problems(self, ranks: Ranks) -> list[str]:
         # Close to the end they finish before they look.
