@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -42,6 +43,9 @@ def fork(body: Callable[[], int]) -> int:
         return pid
     code = 1
     try:
+        # As in a process of multiprocessing's: what is done at its end is what it asks for itself.
+        atexit._clear()
+        atexit.register(multiprocessing.util._exit_function)
         for number in stopping:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)

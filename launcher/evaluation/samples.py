@@ -69,12 +69,6 @@ def open_samples(config: DataConfig, known: Known, split: str) -> Samples:
     root = Path(str(config.path)) / split
     if _is_elsewhere(config.path) or (root / MANIFEST_NAME).is_file():
         return _of_shards(config, known, split)
-    packed = sorted(path.parent.name for path in root.parent.glob(f"*/{MANIFEST_NAME}"))
-    if packed:
-        raise UsageError(
-            f"{config.path} has no split {split!r}; it has {', '.join(packed)}: name one of them "
-            "with --split, or pack the other as well"
-        )
     folder = root if root.is_dir() else Path(str(config.path))
     if folder != root and (splits := _splits_of(folder)):
         raise UsageError(

@@ -16,13 +16,12 @@ from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from torchmetrics.classification import MulticlassCalibrationError
 
-from data.shards.manifest import load_manifest
 from data.stream.pipeline import DataConfig, open_split
 from launcher import cli
 from launcher.errors import RunError, UsageError
 from launcher.evaluation import measures, picture
 from launcher.evaluation.predictions import Predictions, _predict, predict_run
-from launcher.evaluation.samples import Known, known_of, open_samples
+from launcher.evaluation.samples import known_of, open_samples
 from launcher.recipe.load import load_recipe
 from tests.launcher.conftest import summary
 
@@ -61,14 +60,6 @@ def test_no_word_of_the_picture_is_cut_off(length: int) -> None:
             box = label.get_window_extent()
             assert 0 <= box.x0 <= box.x1 <= figure.bbox.width, label.get_text()
             assert 0 <= box.y0 <= box.y1 <= figure.bbox.height, label.get_text()
-
-
-def test_a_split_that_is_not_there_is_named_with_those_that_are(shards: Path) -> None:
-    manifest = load_manifest(shards / "train")
-    known = Known(manifest.classes, manifest.names, manifest.image)
-    config = DataConfig(path=str(shards), image_size=8)
-    with pytest.raises(UsageError, match="has no split 'test': it has train and val; choose one"):
-        open_samples(config, known, "test")
 
 
 # --- what is measured ---

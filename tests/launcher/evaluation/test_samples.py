@@ -57,6 +57,6 @@ def test_what_others_leave_between_images_is_not_evaluated(
 
 def test_a_split_that_was_not_packed_is_named_with_those_that_were(shards: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"has no split 'test'; it has train, val: name one of them with --split"
+        UsageError, match=r"has no split 'test': it has train and val; choose one with --split"
     ):
         open_samples(config(shards), KNOWN, "test")
