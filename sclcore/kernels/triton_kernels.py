@@ -156,7 +156,9 @@ def _move(
 ):  # fmt: skip
     length = _get(pieces, piece, _LENGTH)
     if ALIGNED:
-        length = tl.multiple_of(length, 4)
+        # By arithmetic: Triton 3.8 forgets `tl.multiple_of` of a loaded number, and with it that
+        # four neighbours are held or not together, which wide loads and stores depend on.
+        length = length // 4 * 4
     offset = chunk * _BLOCK
     at = offset + tl.arange(0, _BLOCK)
     held = at < length
