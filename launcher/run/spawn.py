@@ -30,6 +30,7 @@ from launcher.terminal import say
 
 # Time for a rank to save, to log its last lines, and to say what made it end.
 _OTHERS_END_WITHIN_S = 30.0
+_THE_REST_ENDS_WITHIN_S = 10.0
 _KILLED_ARE_GONE_WITHIN_S = 10.0
 _POLL_S = 0.02
 
@@ -125,6 +126,7 @@ class Ranks:
 
     def _end(self) -> None:
         """Leave no process of the group, and signals as they were before."""
+        self._wait_for_the_rest()
         self._kill()
         began = time.monotonic()
         while self._running and time.monotonic() < began + _KILLED_ARE_GONE_WITHIN_S:
@@ -132,6 +134,21 @@ class Ranks:
                 time.sleep(_POLL_S)
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+    def _wait_for_the_rest(self) -> None:
+        """Let what the ranks have started end by itself: W&B's service still writes its files."""
+        began = time.monotonic()
+        while not self._running and self._interrupts < 2 and self._group_exists():
+            if time.monotonic() > began + _THE_REST_ENDS_WITHIN_S:
+                return
+            time.sleep(_POLL_S)
+
+    def _group_exists(self) -> bool:
+        try:
+            os.killpg(self._group, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def _next(self, *, wait: bool = True) -> int | None:
         """The code of the next rank to end, negative if a signal did it; None if none has yet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,16 @@ def test_what_a_rank_raises_stays_in_it(capfd: pytest.CaptureFixture[str]) -> No
 
     assert run(body) == 1
     assert "SystemExit" in capfd.readouterr().err
+
+
+def test_what_a_rank_has_started_may_end_by_itself(tmp_path: Path) -> None:
+    def body(rank: int) -> int:
+        # As W&B's service does, which writes the last lines when its client is gone.
+        subprocess.Popen(["sh", "-c", f"sleep 0.5; echo written > {tmp_path}/{rank}"])
+        return 0
+
+    assert run(body) == 0
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["written\n"] * 2
 
 
 def test_without_another_process_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
