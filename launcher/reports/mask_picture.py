@@ -81,6 +81,7 @@ def _heat_map(axes: Axes, evaluations: list[dict[str, Any]], layers: list[str]) 
     bar = axes.figure.colorbar(image, ax=axes, pad=0.015, fraction=0.04)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
     bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.minorticks_off()
 
 
 def _edges_of(evaluations: list[dict[str, Any]]) -> np.ndarray:
@@ -104,6 +105,7 @@ def _variables(axes: Axes, run: Run) -> None:
     bar = axes.figure.colorbar(image, ax=axes, pad=0.015, fraction=0.04)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
     bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.minorticks_off()
 
 
 def _imbalance(axes: Axes, run: Run) -> None:
@@ -115,6 +117,7 @@ def _imbalance(axes: Axes, run: Run) -> None:
         nothing_yet(axes, "no mask gradient recorded")
         return
     axes.set_yscale("log")
+    axes.minorticks_off()
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     _legend(axes)
 
@@ -124,6 +127,7 @@ def _flips(axes: Axes, run: Run) -> None:
     _lines(axes, run, {"masks/flips": ("all", _FLIPS)})
     _lines(axes, run, {"masks/revivals": ("came to life", _REVIVALS)})
     axes.set_yscale("symlog", linthresh=10)
+    axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
     axes.set_xlabel("epoch", fontsize=9.5, color=GREY)
