@@ -77,8 +77,10 @@ def end_process(code: int) -> NoReturn:
 
 
 def name_rank(rank: int) -> None:
-    """Let `ps` and `top` show this process as `scl rank N`, where the system can."""
-    _prctl(_SET_NAME, f"scl rank {rank}".encode())
+    """Let `ps` and `top` show this process as `scl-rank-N`, where the system can."""
+    # Without blanks: Slurm's proctrack/linuxproc reads /proc/PID/stat as words, and loses a process
+    # whose name is two, and with it the signals that were meant for the rank.
+    _prctl(_SET_NAME, f"scl-rank-{rank}".encode())
 
 
 def end_with_parent(parent: int) -> None:

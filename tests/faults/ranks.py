@@ -197,7 +197,7 @@ def wait_for(condition: Callable[[], bool], limit_s: float, every_s: float = 0.0
 def _rank_of(process: psutil.Process) -> int | None:
     try:
         # A rank that `scl train` has forked shows the environment that it was forked with.
-        if named := re.fullmatch(r"scl rank (\d+)", process.name()):
+        if named := re.fullmatch(r"scl-rank-(\d+)", process.name()):
             return int(named[1])
         number = process.environ().get("RANK")
         return None if number is None else int(number)

@@ -114,7 +114,7 @@ def test_a_killed_rank_ends_the_run_which_then_continues(
     run_dir = tmp_path / "run"
     process = start(train(recipe, run_dir))
     wait_until((run_dir / "checkpoints" / "latest").exists, what="first checkpoint")
-    ranks = [p for p in processes_of(run_dir) if p.name().startswith("scl rank")]
+    ranks = [p for p in processes_of(run_dir) if p.name().startswith("scl-rank-")]
     assert len(ranks) == 2
     killed_at = time.monotonic()
     ranks[1].kill()

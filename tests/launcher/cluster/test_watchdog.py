@@ -146,4 +146,4 @@ def test_one_rank_that_hangs(start: Start) -> None:
 def ranks_of(run_dir: Path) -> list[psutil.Process]:
     """The two ranks of a run of `scl train`, in order."""
     found = {process.name(): process for process in processes_of(run_dir)}
-    return [found["scl rank 0"], found["scl rank 1"]]
+    return [found["scl-rank-0"], found["scl-rank-1"]]

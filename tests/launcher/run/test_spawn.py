@@ -59,6 +59,16 @@ def test_all_done_is_0() -> None:
     assert run(lambda rank: 0, 3) == 0
 
 
+def test_ranks_are_named_in_one_word(tmp_path: Path) -> None:
+    def body(rank: int) -> int:
+        (tmp_path / str(rank)).write_text(Path("/proc/self/stat").read_text())
+        return 0
+
+    assert run(body) == 0
+    names = [(tmp_path / str(rank)).read_text().split()[1] for rank in (0, 1)]
+    assert names == ["(scl-rank-0)", "(scl-rank-1)"]
+
+
 def test_the_first_that_fails_gives_the_code_and_no_other_is_left() -> None:
     assert run(lambda rank: 2 if rank else forever(rank)) == 2
 
