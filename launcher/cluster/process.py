@@ -5,12 +5,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import multiprocessing.util
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing import util
 from typing import NoReturn
 
 from launcher.errors import UserError
@@ -45,7 +45,7 @@ def fork(body: Callable[[], int]) -> int:
     try:
         # As in a process of multiprocessing's: what is done at its end is what it asks for itself.
         atexit._clear()
-        atexit.register(multiprocessing.util._exit_function)
+        atexit.register(util._exit_function)  # type: ignore[attr-defined]
         for number in stopping:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)
