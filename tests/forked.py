@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 import types
+from multiprocessing import util
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,6 +74,9 @@ def _reap(reports: dict[int, socket.socket], number: struct.Struct) -> None:
 
 def _prepare(request: dict[str, Any], files: list[int]) -> None:
     """Undo what this fork has from the server: by now nobody can see what it came from."""
+    # At its own end it would remove what is the server's, such as W&B's folder for media.
+    atexit._clear()
+    atexit.register(util._exit_function)  # type: ignore[attr-defined]
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
