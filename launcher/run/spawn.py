@@ -138,17 +138,10 @@ class Ranks:
     def _wait_for_the_rest(self) -> None:
         """Let what the ranks have started end by itself: W&B's service still writes its files."""
         began = time.monotonic()
-        while not self._running and self._interrupts < 2 and self._group_exists():
+        while not self._running and self._interrupts < 2 and self._send_to_group(0):
             if time.monotonic() > began + _THE_REST_ENDS_WITHIN_S:
                 return
             time.sleep(_POLL_S)
-
-    def _group_exists(self) -> bool:
-        try:
-            os.killpg(self._group, 0)
-        except ProcessLookupError:
-            return False
-        return True
 
     def _next(self, *, wait: bool = True) -> int | None:
         """The code of the next rank to end, negative if a signal did it; None if none has yet."""
@@ -202,11 +195,18 @@ class Ranks:
                 os.kill(pid, number)
 
     def _kill(self) -> None:
-        """Kill the ranks, and what they have started that stayed in their group."""
+        self._send_to_group(signal.SIGKILL)
+
+    def _send_to_group(self, number: int) -> bool:
+        """To the ranks, and what they have started that stayed in their group; if there are any."""
+        # Before the first rank is there, the group 0 would be this process's own.
         if not self._group:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._group, signal.SIGKILL)
+            return False
+        try:
+            os.killpg(self._group, number)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 def _as_rank(rank: int, body: Callable[[int], int], parent: int, group: int) -> int:
