@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from launcher.folder.results import Run, is_number, latest
+from launcher.recipe.recipe import flatten
 
 _EPOCHS = "optim.epochs"
 
@@ -64,12 +64,3 @@ class Entry:
         epoch = max((line["epoch"] for line in lines if is_number(line.get("epoch"))), default=0)
         epochs = self.settings.get(_EPOCHS)
         return f"epoch {epoch:.4g} of {epochs}" if epochs else f"epoch {epoch:.4g}"
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -69,7 +69,7 @@ class Recipe(BaseModel):
 def resume_difference(saved: dict[str, Any], recipe: Recipe) -> str | None:
     """The first setting that makes a checkpoint's recipe another run, as a phrase; None if none."""
     ours, theirs = (
-        {key: value for key, value in _flatten(values) if value != {}}
+        {key: value for key, value in flatten(values) if value != {}}
         for values in (recipe.as_dict(), _completed(saved))
     )
     # A block of another name has other keys: the name is what differs.
@@ -95,9 +95,10 @@ def _completed(saved: dict[str, Any]) -> dict[str, Any]:
         return saved
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted keys."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
