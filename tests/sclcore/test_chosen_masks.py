@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,14 +145,6 @@ def test_what_granularity_and_n_m_do_not_allow_is_refused() -> None:
     chosen = torch.tensor([True, False, False, True]).repeat(4, 2)
     paired.set_masks({"weight": chosen})
     assert torch.equal(paired.masks()["weight"], chosen)
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process only."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")

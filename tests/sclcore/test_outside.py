@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -186,14 +185,6 @@ def test_parameters_that_cannot_be_seen_flat_are_read_as_well() -> None:
     live = optimizer.masks()["weight"]
     kept = live & (doubled != 0)
     assert kept.any() and torch.equal(layer.weight[kept], doubled[kept])
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process only."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -79,14 +75,6 @@ def test_masks_of_another_model_are_refused_and_nothing_changes(model: nn.Module
         apply_masks(model, {"0.weight": torch.zeros(16, 8, dtype=torch.bool)})
     assert "\n" not in str(error.value)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A process group of this process only."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")
