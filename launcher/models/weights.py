@@ -164,10 +164,8 @@ def check_masks(
 
 def first_convolutions_of(model: nn.Module) -> tuple[str, ...]:
     """The names of the layers that see the images: as timm says, or the first convolution."""
-    known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    names = known.get("first_conv")
-    if names:
-        return (names,) if isinstance(names, str) else tuple(names)
+    if names := named_by_timm(model, "first_conv"):
+        return names
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     return tuple(layers[:1])
 
@@ -201,12 +199,17 @@ def _for_channels(weight: Tensor, wanted: tuple[int, ...], channels: int) -> Ten
 
 def classifier_of(model: nn.Module) -> tuple[str, ...]:
     """The names of the layers whose outputs are the classes: as timm says, or the last Linear."""
-    known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    names = known.get("classifier")
-    if names:
-        return (names,) if isinstance(names, str) else tuple(names)
+    if names := named_by_timm(model, "classifier"):
+        return names
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return tuple(linear[-1:])
+
+
+def named_by_timm(model: nn.Module, key: str) -> tuple[str, ...]:
+    """The names of the layers that timm's configuration of `model` has under `key`, if any."""
+    known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    names = known.get(key) or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _named(what: str, names: list[str]) -> list[str]:

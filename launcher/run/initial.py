@@ -19,7 +19,13 @@ from launcher.cluster.ranks import from_main
 from launcher.errors import UsageError
 from launcher.folder.results import percent
 from launcher.models import create_model
-from launcher.models.weights import check_masks, fitted, live_connections, read_state
+from launcher.models.weights import (
+    check_masks,
+    fitted,
+    live_connections,
+    named_by_timm,
+    read_state,
+)
 from launcher.recipe.init import AUTO, MAGNITUDE, PRETRAINED, RANDOM, UNIFORM, InitConfig
 from launcher.recipe.model import ModelConfig
 from launcher.recipe.recipe import Recipe
@@ -125,8 +131,7 @@ def _pretrained(config: ModelConfig, sizes: dict[str, int], notes: list[str]) ->
     state = dict(model.state_dict())
     known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     if known.get("num_classes") != sizes["num_classes"]:
-        names = known.get("classifier") or ()
-        names = (names,) if isinstance(names, str) else tuple(names)
+        names = named_by_timm(model, "classifier")
         # Left out, so that they are drawn from the run's own seed.
         state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{n}." for n in names))}
         notes.append(
