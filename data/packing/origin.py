@@ -29,7 +29,10 @@ def note_origin(out: Path, source: Source) -> None:
 
     A source that is not files has nothing to note.
     """
-    columns = _columns(source)
+    _note(out, _columns(source))
+
+
+def _note(out: Path, columns: Mapping[str, Any]) -> None:
     if columns:
         with atomic_file(out / ORIGIN_NAME) as stream:
             np.savez_compressed(stream, **columns)
@@ -126,7 +129,7 @@ def refuse_changed(
                 f"({some(sorted(changed))}); remove it or choose another --out to pack them anew"
             )
     if suspects or not before:
-        note_origin(out, source)
+        _note(out, now)
 
 
 @dataclass(frozen=True)
