@@ -21,11 +21,13 @@ from torch.optim import Optimizer
 from data.stream.plan import BatchPlan
 from launcher.cluster.world import World, free_port
 from launcher.recipe.engine import EngineConfig
-from launcher.recipe.method import DenseMethod, OptimConfig, SCLMethod
+from launcher.recipe.method import OptimConfig
 from launcher.run.engine import build_engine, process_group
 from launcher.run.optimizer import build_optimizer
+from sclcore.methods.dense import Dense
+from sclcore.methods.scl import SCLMethod
 
-METHODS = {"scl": SCLMethod(name="scl", lam=0.1), "dense": DenseMethod(name="dense")}
+METHODS = {"scl": SCLMethod(lam=0.1), "dense": Dense()}
 CLASSES = 1000
 # A rate at which noise as data never ends in a NaN, which SCL would skip.
 LR = 1e-3

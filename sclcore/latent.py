@@ -16,7 +16,6 @@ from torch import Tensor
 from sclcore.chosen_masks import check_names, mask_variables_of, put
 from sclcore.geometry import geometry_of
 from sclcore.holdings import Holdings
-from sclcore.observe import Observation
 from sclcore.outside import LastWritten, say_lost, take_over
 from sclcore.pieces import begin_state, check_alike
 from sclcore.shards import Shard, check_shards
@@ -30,8 +29,6 @@ class LatentState(SparseOptimizer):
     def _reset(self) -> None:
         super()._reset()
         self.connections_before: dict[str, int] = {}
-        self.observing = False
-        self.observations: dict[str, Observation] = {}
         self.flips: dict[tuple[str, ...], Tensor] = {}
         self._process_group: dist.ProcessGroup | None = None
         self._held: Holdings | None = None

@@ -94,7 +94,7 @@ class SCL(LatentState):
         params = params if isinstance(params, Tensor) else [*params]
         given = {"momentum": momentum, "nesterov": nesterov, "betas": betas, "eps": eps}
         defaults = {
-            **settings_of(given, params, weight_rule, self._idle),
+            **settings_of(given, params, weight_rule),
             "lr": lr,
             "lam": lam,
             "mask_lr": mask_lr,

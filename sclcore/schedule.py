@@ -115,7 +115,7 @@ class Scheduler:
 
         `lam` is the λ that the schedule's factor applies to, where it is steered; None for the
         group's own. Nothing else sets λ. Groups that hold `progress`, as those of
-        `sclcore.baselines` do, are told it: their masks follow a schedule of their own.
+        a `Driver` do, are told it: their masks follow a schedule of their own.
         """
         factors = {
             "lr": self.schedule.lr_factor(progress),

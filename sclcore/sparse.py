@@ -1,6 +1,6 @@
 """What every optimizer that owns masks can say of them, whatever rule moves them.
 
-`SCL` learns its masks, the optimizers of `sclcore.baselines` prune by other rules. For all of them
+`SCL` learns its masks, a `Driver` of `sclcore.methods` has them by other rules. For all of them
 the module's parameter is the effective weight, zeros included, `p.grad` is ∂L/∂v of all
 connections, dead ones too, and everything latent is optimizer state. A training loop that asks
 only what is said here works with any of them.
@@ -11,15 +11,18 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from sclcore.weights import IDLE, clear_idle
+from sclcore.observe import Observation
+from sclcore.shards import Shard
+from sclcore.weights import clear_idle
 
 # The names under which DDP and AveragedModel, torch.compile and FSDP hold the model they wrap.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
@@ -39,8 +42,8 @@ class SparseOptimizer(Optimizer):
     grad_norm: float
     held_layers: list[str]
 
-    _idle: ClassVar[Mapping[str, tuple[str, ...]]] = IDLE
-    """By rule of the weights, the settings that it has no use for."""
+    passes: int = 1
+    """Forward passes of an update. The first is differentiated, the others only give their loss."""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._reset()
@@ -56,6 +59,8 @@ class SparseOptimizer(Optimizer):
         self.skipped_steps = 0
         self.grad_norm = math.nan
         self.held_layers = []
+        self.observing = False
+        self.observations: dict[str, Observation] = {}
         self._has_warned = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -70,7 +75,7 @@ class SparseOptimizer(Optimizer):
         group = self.param_groups[-1]
         try:
             self._validate(group)
-            clear_idle(group, given, self._idle)
+            clear_idle(group, given)
             if group["connections"]:
                 self._complete(group)
         except ValueError:
@@ -86,6 +91,31 @@ class SparseOptimizer(Optimizer):
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(text, stacklevel=2)
+
+    def before_update(self) -> None:
+        """To be called before the first forward pass of an update; most methods need it not."""
+
+    def before_pass(self, number: int) -> None:
+        """To be called before another forward pass of an update; with 0 the first one's is back."""
+
+    def add_loss(self, number: int, loss: Tensor, share: float = 1.0) -> None:
+        """Tell the loss of forward pass `number`: of a micro-batch, its `share` of the update."""
+
+    def after_epoch(self, results: Mapping[str, float]) -> None:
+        """Tell the results of an evaluation: `val/loss`, `val/top1`."""
+
+    def metrics(self) -> dict[str, float]:
+        """Series of the method's own, for a tracker."""
+        return {}
+
+    def set_shards(
+        self, shards: Mapping[int, Sequence[Shard]], process_group: dist.ProcessGroup
+    ) -> None:
+        """Declare that groups have become one flat tensor each, of which ranks hold slices.
+
+        Raises ValueError where the method needs whole tensors.
+        """
+        raise ValueError(f"{type(self).__name__} needs whole tensors on every rank")
 
     def masks(self) -> dict[str, Tensor]:
         """Which connections are live: parameter name → bool tensor of the parameter's shape.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -62,12 +62,23 @@ class Snapshot:
         return series
 
 
-def snapshot(optimizer: SCL, sample: int = 100_000, *, recount: bool = True) -> Snapshot:
+@overload
+def snapshot(optimizer: SCL, sample: int = ..., *, recount: bool = ...) -> Snapshot: ...
+@overload
+def snapshot(
+    optimizer: SparseOptimizer, sample: int = ..., *, recount: bool = ...
+) -> Snapshot | None: ...
+def snapshot(
+    optimizer: SparseOptimizer, sample: int = 100_000, *, recount: bool = True
+) -> Snapshot | None:
     """Counts are exact; everything else comes from about `sample` evenly spaced mask variables.
 
-    Without `recount`, connections are those that the last step counted: nearly free, and right
-    unless somebody changed the state since. Collective where state is sharded.
+    None of a method that has no mask variables. Without `recount`, connections are those that the
+    last step counted: nearly free, and right unless somebody changed the state since. Collective
+    where state is sharded.
     """
+    if not isinstance(optimizer, SCL):
+        return None
     live = optimizer.live_connections() if recount else optimizer.counted_connections()
     sizes = optimizer.connection_sizes()
     init = next(g["mask_init"] for g in optimizer.param_groups if g["connections"])

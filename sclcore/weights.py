@@ -49,10 +49,7 @@ def buffers_of(group: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def settings_of(
-    given: Mapping[str, Any],
-    params: Iterable[Any],
-    weight_rule: str,
-    idle: Mapping[str, tuple[str, ...]] = IDLE,
+    given: Mapping[str, Any], params: Iterable[Any], weight_rule: str
 ) -> dict[str, Any]:
     """The settings of the rules that move `params`: those `given`, the defaults for None.
 
@@ -61,20 +58,20 @@ def settings_of(
     """
     groups = [each for each in params if isinstance(each, Mapping)]
     rules = {weight_rule, *(group["weight_rule"] for group in groups if "weight_rule" in group)}
-    idle_everywhere = set.intersection(*(set(idle.get(rule, ())) for rule in rules))
+    idle_everywhere = set.intersection(*(set(IDLE.get(rule, ())) for rule in rules))
     for name, value in given.items():
         if name in idle_everywhere and value:
             raise ValueError(_idle_sentence(name, weight_rule))
     return {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
 
 
-def clear_idle(group: dict[str, Any], given: Container[str], idle: Mapping[str, Any]) -> None:
+def clear_idle(group: dict[str, Any], given: Container[str]) -> None:
     """Set what a group's rule has no use for to what does nothing.
 
     Raises ValueError where it was `given` for this group; what another optimizer's groups hold is
     taken as it is.
     """
-    for name in idle.get(group["weight_rule"], ()):
+    for name in IDLE.get(group["weight_rule"], ()):
         nothing = type(DEFAULTS[name])() if name in IDLE["adamw"] else DEFAULTS[name]
         if name in given and group[name] != nothing:
             raise ValueError(_idle_sentence(name, group["weight_rule"]))

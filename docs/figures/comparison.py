@@ -13,6 +13,7 @@ from pathlib import Path
 from data.files import atomic_write
 from launcher.compare import Comparison, Configuration, Stat, compare_runs
 from launcher.compare.figures import accuracy, png
+from sclcore.driver.registry import known_methods
 
 _DOCS = Path(__file__).resolve().parents[1]
 _KNOBS = ("method.lam", "method.density", "method.s_weight_decay")
@@ -22,7 +23,7 @@ def table(comparison: Comparison) -> str:
     """Markdown; densities fall within a method. In bold what is on the front of density."""
     dense = next(c for c in comparison.configurations if c.method == "dense")
     front = {comparison.configurations[i].name for i in comparison.front("density")}
-    order = ("dense", "scl", "magnitude", "rigl", "str")
+    order = [*known_methods()]
     finished = [c for c in comparison.configurations if c.finished]
     finished.sort(key=lambda c: (order.index(c.method), -(c.mean("density") or 0)))
     rows = [

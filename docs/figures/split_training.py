@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.defaults import shifted
 from launcher.models import create_model
-from launcher.recipe.method import DenseMethod
 from launcher.recipe.recipe import Recipe
 from launcher.run.optimizer import build_optimizer
 from sclcore import Scheduler
+from sclcore.methods.dense import Dense
 
 _HELD_BACK = 450
 
@@ -46,7 +46,7 @@ def train(recipe: Recipe, digits: Digits, seed: int, masks: Masks | None = None)
     """The network at the end; with `masks`, trained densely but for the connections they lack."""
     torch.manual_seed(seed)
     model = create_model(recipe.model, num_classes=10, in_chans=1)
-    method = recipe.method if masks is None else DenseMethod(name="dense")
+    method = recipe.method if masks is None else Dense()
     optimizer = build_optimizer(method, recipe.optim, model, torch.empty(1, 1, 8, 8))
     scheduler = Scheduler(optimizer, recipe.schedule)
     generator = torch.Generator().manual_seed(seed)

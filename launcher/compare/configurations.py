@@ -18,11 +18,11 @@ from launcher.compare.entries import read_entries
 from launcher.compare.entry import Entry
 from launcher.compare.pareto import pareto_front
 from launcher.folder.results import ReportError
+from sclcore.driver.registry import known_methods
 
 # Keys that do not make a run another configuration: its name, and how it is recorded and kept.
 _IDENTITY = ("name", "run_dir", "seed", "tracking", "checkpoint")
 MISSING = "–"
-_METHODS = ("dense", "scl", "magnitude", "rigl", "str")
 
 SORTS = {
     "density": ("density", -1),
@@ -296,10 +296,11 @@ def _named(configurations: list[Configuration]) -> list[Configuration]:
 def _sorted(configurations: list[Configuration], sort: str) -> list[Configuration]:
     """By `sort`; equal ones by accuracy, then by method and name; unfinished ones at the end."""
     key, sign = SORTS[sort]
+    methods = [*known_methods()]
 
     def order(c: Configuration) -> tuple[Any, ...]:
         value, top1 = c.mean(key), c.mean("top1")
-        method = _METHODS.index(c.method) if c.method in _METHODS else len(_METHODS)
+        method = methods.index(c.method) if c.method in methods else len(methods)
         return (
             not c.finished,
             value is None,

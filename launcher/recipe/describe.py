@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from launcher.recipe.recipe import Recipe
+from sclcore.driver.registry import known_methods
 
 
 def describe() -> str:
@@ -19,13 +20,10 @@ def describe() -> str:
 def _describe(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for key, info in model.model_fields.items():
         options = [info.annotation, *get_args(info.annotation)]
-        nested = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        for block in nested:
-            variant = (
-                f" ({get_args(block.model_fields['name'].annotation)[0]})"
-                if key == "method"
-                else ""
-            )
+        nested = [("", o) for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if key == "method":
+            nested = [(f" ({name})", kind) for name, kind in known_methods().items()]
+        for variant, block in nested:
             yield f"{prefix}{key}{variant}: {(block.__doc__ or '').splitlines()[0]}"
             yield from _describe(block, f"  {prefix}{key}.")
         if not nested:

@@ -31,7 +31,9 @@ def build_recipe(values: dict[str, Any], overrides: Iterable[str], where: str) -
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{where}: {sentence(error)}") from None
+        method = values.get("method")
+        name = method.get("name") if isinstance(method, dict) else None
+        raise UsageError(f"{where}: {sentence(error, name)}") from None
 
 
 def read_mapping(path: Path, kind: str) -> dict[str, Any]:

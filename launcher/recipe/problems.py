@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from launcher.recipe.recipe import Recipe
+from sclcore.driver.registry import known_methods
 
 _MAPPINGS = ("model_type", "model_attributes_type", "dict_type", "dataclass_type")
 _LISTS = ("list_type", "tuple_type", "set_type")
 
 
-def sentence(error: ValidationError) -> str:
-    """The first problem as a sentence, and how many more there are."""
+def sentence(error: ValidationError, method: str | None = None) -> str:
+    """The first problem of a recipe of `method` as a sentence, and how many more there are."""
     problems = error.errors()
     first = problems[0]
     location = [str(part) for part in first["loc"]]
-    method = None
-    # The discriminator's value stands in the location, though not in the file.
-    if len(location) > 1 and location[0] == "method":
-        method = location.pop(1)
+    method = method if location[:1] == ["method"] else None
     text = _sentence(first["type"], location, method, first["msg"], first.get("input"))
     more = len(problems) - 1
     return text + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
@@ -34,10 +32,8 @@ def _sentence(kind: str, location: list[str], method: str | None, reason: str, g
         return f"unknown key {key!r}{_hint(location, method)}"
     if kind == "missing":
         return f"the key {key!r} is missing"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        *others, last = _methods()
-        name = given.get("name") if isinstance(given, dict) else given
-        return f"method.name must be {', '.join(others)} or {last}, not {name!r}"
+    if kind == "unknown_method":
+        return reason
     # What a mapping holds is not shown: somebody may have put a key of W&B's there.
     shown = "a mapping" if isinstance(given, dict) else repr(given)
     plain = isinstance(given, str | int | float)
@@ -77,12 +73,6 @@ def _hint(location: list[str], method: str | None) -> str:
     return f"; valid here: {', '.join(here)}"
 
 
-def _methods() -> dict[str, type[BaseModel]]:
-    """All methods, by the name that recipes call them."""
-    methods = get_args(Recipe.model_fields["method"].annotation)
-    return {get_args(m.model_fields["name"].annotation)[0]: m for m in methods}
-
-
 def _all_keys() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every dotted key of a recipe, with the methods that have it (none: it is no method's)."""
     for name, field in Recipe.model_fields.items():
@@ -90,7 +80,7 @@ def _all_keys() -> Iterator[tuple[str, tuple[str, ...]]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from ((f"{name}.{key}", ()) for key in field.annotation.model_fields)
     owners: dict[str, tuple[str, ...]] = {}
-    for method, model in _methods().items():
+    for method, model in known_methods().items():
         for key in model.model_fields:
             owners[key] = (*owners.get(key, ()), method)
     yield from ((f"method.{key}", methods) for key, methods in owners.items())

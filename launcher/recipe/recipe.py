@@ -50,10 +50,11 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _method_fits_engine(self) -> Self:
-        if self.engine.zero_stage and self.method.needs_whole_tensors:
+        stages = self.method.zero_stages
+        if self.engine.zero_stage not in stages:
             raise ValueError(
                 f"method {self.method.name} needs whole tensors on every rank: engine.zero_stage "
-                f"must be 0, not {self.engine.zero_stage}"
+                f"must be {' or '.join(map(str, stages))}, not {self.engine.zero_stage}"
             )
         return self
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from launcher.folder.results import Course
+from sclcore.driver.registry import known_methods
 
 INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
 
@@ -90,18 +91,13 @@ def short(name: str) -> str:
 
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the markers differ as well.
-_METHODS = {
-    "dense": (INK, "D"),
-    "scl": ("#0072b2", "o"),
-    "magnitude": ("#d55e00", "s"),
-    "rigl": ("#009e73", "^"),
-    "str": ("#cc79a7", "v"),
-}
+# Those of a method are in its class.
 _OTHERS = (("#e69f00", "P"), ("#56b4e9", "X"), (GREY, "*"))
 
 
 def look_of(methods: list[str]) -> dict[str, tuple[str, str]]:
     """Method → its colour and marker, the same in every picture; unknown ones get the spare."""
-    unknown = [method for method in methods if method not in _METHODS]
+    own = {name: kind.look for name, kind in known_methods().items() if kind.look}
+    unknown = [method for method in methods if method not in own]
     spare = {method: _OTHERS[index % len(_OTHERS)] for index, method in enumerate(unknown)}
-    return {method: _METHODS.get(method) or spare[method] for method in methods}
+    return {method: own.get(method) or spare[method] for method in methods}

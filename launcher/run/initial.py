@@ -62,7 +62,7 @@ def read_initial(recipe: Recipe, manifest: Manifest) -> Initial:
     live: dict[str, Tensor] = {}
     channels = manifest.image.channels
     sizes = {"num_classes": len(manifest.classes), "in_chans": channels}
-    if init.masks not in (AUTO, UNIFORM) and method.name != "scl":
+    if init.masks not in (AUTO, UNIFORM) and not method.takes_masks:
         raise UsageError(
             f"init.masks: {init.masks} needs mask variables, and method {method.name} has none: "
             "choose method.name=scl, or init.masks=uniform"
@@ -93,11 +93,12 @@ def _structure_of(
     if density > _DENSE:
         return {}
     source = f"init.weights: {recipe.init.weights} is sparse, {percent(density)} of it is live"
-    if recipe.method.name != "scl":
-        notes.append(
-            f"{source}, and method {recipe.method.name} does not keep its zeros: scl does, and "
-            "`scl retrain` trains its weights alone"
-        )
+    if not recipe.method.takes_masks:
+        if not recipe.method.keeps_zeros:
+            notes.append(
+                f"{source}, and method {recipe.method.name} does not keep its zeros: scl does, and "
+                "`scl retrain` trains its weights alone"
+            )
         return {}
     notes.append(f"{source}: its zeros start dead (init.masks=uniform would bring them back)")
     return live

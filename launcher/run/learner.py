@@ -55,6 +55,39 @@ class Learner:
         dtype = next(self.model.parameters()).dtype
         return self.engine(images.to(dtype)).float()
 
+    def before_update(self) -> None:
+        """Let the method prepare the network for the forward passes of an update."""
+        if isinstance(self.optimizer, SparseOptimizer):
+            self.optimizer.before_update()
+
+    def pass_again(self, batch: dict[str, Tensor], loss: Tensor, *, share: float) -> None:
+        """Give the method the loss of a micro-batch, and those of the further passes it asks for.
+
+        The statistics of batch norm are those of the batch in each pass, and are kept of the first
+        alone: were they others, so would be what the losses are compared for. Random numbers of
+        dropout are drawn as if there were no further pass.
+        """
+        optimizer = self.optimizer
+        if not isinstance(optimizer, SparseOptimizer):
+            return
+        optimizer.add_loss(0, loss, share)
+        if optimizer.passes == 1:
+            return
+        kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        devices = [self.device] if self.device.type == "cuda" else []
+        for number in range(1, optimizer.passes):
+            optimizer.before_pass(number)
+            with torch.no_grad(), torch.random.fork_rng(devices):
+                optimizer.add_loss(number, self.loss(self.forward(batch), batch), share)
+        optimizer.before_pass(0)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(kept[name])
+
+    def after_epoch(self, results: dict[str, float]) -> None:
+        """Tell the method how the network does. Collective."""
+        if isinstance(self.optimizer, SparseOptimizer):
+            self.optimizer.after_epoch(results)
+
     def count_connections(self) -> tuple[int, int]:
         """How many connections are live, and how many there are. Collective."""
         if isinstance(self.optimizer, SparseOptimizer):

@@ -64,6 +64,7 @@ def train(inputs: Inputs, learner: Learner, course: Course, start: Checkpoint | 
             if tracker is not None:
                 finish.get_ready()
             progress.results = validate(learner, inputs, lambda: watchdog.beat("evaluating"))
+            learner.after_epoch(progress.results)
             monitor.end_epoch(epoch, progress.step, progress.results)
             progress.epochs = done = epoch + 1
             if done % recipe.checkpoint.every_epochs == 0 or done == recipe.optim.epochs:

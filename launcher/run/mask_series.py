@@ -9,7 +9,7 @@ from typing import Any
 from launcher.run.inputs import Inputs
 from launcher.run.learner import Learner
 from launcher.tracking import Histogram
-from sclcore import SCL, layer_budgets, weight_uses
+from sclcore import layer_budgets, weight_uses
 from sclcore.connections import LayerBudget
 from sclcore.sparse import SparseOptimizer
 from sclcore.telemetry import (
@@ -63,12 +63,12 @@ class MaskSeries:
 
     def before_step(self, *, logged: bool) -> None:
         """Observe the step that is about to be logged."""
-        if isinstance(self._optimizer, SCL):
+        if isinstance(self._optimizer, SparseOptimizer):
             self._optimizer.observing = logged
             self._optimizer.observations = {}
 
     def after_step(self) -> None:
-        if isinstance(self._optimizer, SCL):
+        if isinstance(self._optimizer, SparseOptimizer):
             self._held.update(self._optimizer.held_layers)
 
     def line(self, step: int) -> dict[str, float]:
@@ -76,14 +76,16 @@ class MaskSeries:
         group = self._optimizer.param_groups[0]
         series = {key: float(group[key]) for key in ("lr", "lam", "mask_lr") if key in group}
         live: dict[str, int] = {}
-        if isinstance(self._optimizer, SCL):
+        if isinstance(self._optimizer, SparseOptimizer):
+            series |= self._optimizer.metrics()
             shot = snapshot(self._optimizer, _SAMPLE, recount=False)
-            observations = self._optimizer.observations
-            self._warn(step, shot, revivals(observations))
-            series |= shot.metrics() | observation_metrics(observations)
-            live, self._histogram = shot.live, Histogram(shot.histogram, HISTOGRAM_EDGES)
-        elif isinstance(self._optimizer, SparseOptimizer):
-            live = self._optimizer.live_connections()
+            if shot is None:
+                live = self._optimizer.live_connections()
+            else:
+                observations = self._optimizer.observations
+                self._warn(step, shot, revivals(observations))
+                series |= shot.metrics() | observation_metrics(observations)
+                live, self._histogram = shot.live, Histogram(shot.histogram, HISTOGRAM_EDGES)
         if self._flips:
             series |= self._flips.take()
         if self._is_main:

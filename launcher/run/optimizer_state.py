@@ -19,7 +19,6 @@ from launcher.checkpoints.manifest import CheckpointError
 from launcher.checkpoints.saved_optimizer import Pieces
 from launcher.errors import RunError
 from launcher.run.zero import flat_shards
-from sclcore import SCL
 from sclcore.sparse import SparseOptimizer
 
 # The float32 copy that is trained where the model itself has less precision.
@@ -82,7 +81,7 @@ class OptimizerState:
                     yield _Part(name, tuple(tensor.shape), 0, tensor.numel(), tensor, 0)
             return
         shards = flat_shards(self._zero, {id(p): name for name, p in self._params.items()})
-        if isinstance(self._optimizer, SCL):
+        if isinstance(self._optimizer, SparseOptimizer):
             learned = {i: shards[i] for i, group in enumerate(groups) if group["connections"]}
             ranks: Any = self._zero.dp_process_group
             self._optimizer.set_shards(learned, ranks)

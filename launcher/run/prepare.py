@@ -8,7 +8,6 @@ from launcher.checkpoints.checkpoint import Checkpoint
 from launcher.folder.lock import check_writable
 from launcher.folder.results import is_finished
 from launcher.recipe.recipe import Recipe
-from launcher.run.foreseen import foreseen
 from launcher.run.initial import Initial, read_initial
 from launcher.run.inputs import Inputs, find_start, open_inputs
 
@@ -39,7 +38,7 @@ def prepare(recipe: Recipe, world_size: int, *, is_main: bool = True) -> Prepare
     initial = Initial()
     if is_main and start is None:
         initial = read_initial(recipe, inputs.manifest)
-        notes = (*initial.notes, *foreseen(recipe, inputs.total_steps))
+        notes = (*initial.notes, *recipe.method.foreseen(recipe.schedule, inputs.total_steps))
         initial = replace(initial, notes=notes)
     prepared = Prepared(inputs, start, initial)
     if is_main and not prepared.is_finished:

@@ -36,6 +36,7 @@ def train_step(
     began, data_wait = time.perf_counter(), 0.0
     course.set(progress)
     watcher.before_step(progress.step)
+    learner.before_update()
     for micro_step in range(accumulation):
         waiting = time.perf_counter()
         batch = {k: v.to(learner.device, non_blocking=True) for k, v in next(batches).items()}
@@ -43,6 +44,7 @@ def train_step(
         logits = learner.forward(batch)
         loss = learner.loss(logits, batch)
         learner.engine.backward(loss)
+        learner.pass_again(batch, loss, share=1 / accumulation)
         watcher.after_micro_batch(loss, logits, batch)
         if micro_step + 1 < accumulation:
             learner.engine.step()

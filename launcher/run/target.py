@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from launcher.errors import UsageError
-from launcher.recipe.method import SCLMethod
 from launcher.recipe.recipe import Recipe
 from sclcore import SCL, layer_budgets, weight_uses
 from sclcore.controller import TargetController
+from sclcore.methods.scl import SCLMethod
 
 
 def controller_of(
@@ -20,8 +20,9 @@ def controller_of(
     Raises UsageError where the target cannot be met whatever λ does.
     """
     method, schedule = recipe.method, recipe.schedule
-    if not isinstance(method, SCLMethod) or not isinstance(optimizer, SCL) or not method.target:
+    if method.target is None:
         return None
+    assert isinstance(method, SCLMethod) and isinstance(optimizer, SCL)
     key, target = method.target
     steps = schedule.mask_steps(total_steps)
     if steps < 1:

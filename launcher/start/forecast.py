@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from launcher.cluster.world import find_world
 from launcher.errors import RunError, UsageError
-from launcher.recipe.method import SCLMethod
 from launcher.recipe.recipe import Recipe
 from launcher.run.build import build
 from launcher.run.course import Course
@@ -23,6 +22,7 @@ from launcher.run.progress import Progress
 from launcher.run.step import train_step
 from sclcore import SCL, layer_budgets, weight_uses
 from sclcore.forecast import Moment, forecast
+from sclcore.methods.scl import SCLMethod
 
 _AROUND = [2 ** (i / 2) for i in range(-4, 5)]
 

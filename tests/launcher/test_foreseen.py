@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from launcher.recipe.load import load_recipe
-from launcher.run.foreseen import foreseen
 from launcher.run.prepare import prepare
 
 
 def _of(recipe: Path, *settings: str, steps: int = 192) -> list[str]:
     fixed = ["method.lam=0.1", "method.mask_lr=0.001", "schedule.freeze_masks_at=0.5"]
-    return foreseen(load_recipe(recipe, [*fixed, *settings]), steps)
+    loaded = load_recipe(recipe, [*fixed, *settings])
+    return loaded.method.foreseen(loaded.schedule, steps)
 
 
 def test_masks_that_are_too_slow_are_named_with_a_rate_that_does(recipe: Path) -> None:

@@ -1,62 +1,132 @@
-"""A method is its optimizer: what all of them have in common."""
+"""Methods in real runs: through the engine, the checkpoints and the telemetry of SCL."""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-from pydantic import TypeAdapter
-from torch import nn
-from torch.optim import Optimizer
+from safetensors.torch import load_file
 
-from launcher.recipe.method import DenseMethod, MethodConfig, OptimConfig, SCLMethod
-from launcher.run.optimizer import build_optimizer
+from launcher.errors import UsageError
+from launcher.recipe.load import load_recipe
+from sclcore import Schedule
+from tests.launcher.conftest import finish, free_port, launch, summary
+from tests.launcher.method_worker import METHODS
 
-OPTIM = OptimConfig(global_batch_size=8, epochs=1, lr=0.1, name="adamw", weight_decay=0.05)
+# Nine short runs in three starts: half a minute on an idle machine, far more on a busy one.
+pytestmark = pytest.mark.timeout(900)
 
-
-def without_decay(optimizer: Optimizer) -> set[int]:
-    groups = [group for group in optimizer.param_groups if group["weight_decay"] == 0]
-    return {id(parameter) for group in groups for parameter in group["params"]}
-
-
-def test_the_same_parameters_are_decayed_with_masks_and_without() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
-    example = torch.zeros(1, 3, 32, 32)
-    dense = build_optimizer(DenseMethod(name="dense"), OPTIM, model, example)
-    sparse = build_optimizer(SCLMethod(name="scl", lam=0.1), OPTIM, model, example)
-    assert without_decay(dense) == without_decay(sparse)
-    names = {n for n, p in model.named_parameters() if id(p) in without_decay(dense)}
-    assert {"pos_embed", "cls_token", "norm.weight", "head.bias"} <= names
-    assert not {"patch_embed.proj.weight", "head.weight"} & names
+LAYERS = "blocks.0.attn.qkv.weight", "head.weight"
 
 
-METHODS: list[dict[str, Any]] = [
-    {"name": "dense"},
-    {"name": "scl", "lam": 0.1},
-    {"name": "magnitude", "density": 0.5},
-    {"name": "rigl", "density": 0.5},
-    {"name": "str", "s_init": -3.0, "s_weight_decay": 0.0},
-]
+@pytest.fixture(scope="module")
+def runs(smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Ranks → folder of one finished run by method; with two ranks also of resumed ones."""
+    short = tmp_path_factory.mktemp("methods") / "short.yaml"
+    short.write_text(f"base: {smooth}\nname: short\noptim: {{epochs: 3}}\n")
+    folders = {}
+    for ranks in (1, 2):
+        folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
+        command = [sys.executable, "-m", "tests.launcher.method_worker", str(short)]
+        command += [str(folders[ranks]), *(["resume"] if ranks == 2 else [])]
+        world: dict[str, Any] = {
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+        }
+        started = [launch(command, RANK=str(r), LOCAL_RANK=str(r), **world) for r in range(ranks)]
+        for code, output in (finish(process, timeout=800) for process in started):
+            assert code == 0, output
+    return folders
 
 
-@pytest.mark.parametrize("settings", METHODS, ids=[m["name"] for m in METHODS])
-@pytest.mark.parametrize("rule", ["sgd", "adamw"])
-def test_each_method_takes_what_its_rule_of_the_weights_uses(
-    settings: dict[str, Any], rule: str
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_ends_sparse_and_says_so(method: str, runs: dict[int, Path]) -> None:
+    found = summary(runs[2] / method)
+    assert found["method"] == method
+    if "method.density=0.2" in METHODS[method]:
+        assert found["live"] == round(0.2 * found["connections"])
+    assert 0 < found["live"] < 0.9 * found["connections"]
+    assert 0 < found["macs"] < found["macs_dense"]
+    weights = load_file(runs[2] / method / "model.safetensors")
+    zeros = sum(int((w == 0).sum()) for n, w in weights.items() if w.ndim > 1 and "pos" not in n)
+    assert zeros >= found["connections"] - found["live"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_its_telemetry_is_that_of_any_sparse_run(method: str, runs: dict[int, Path]) -> None:
+    found = lines(runs[2] / method)
+    last = [line for line in found if "connections/live" in line][-1]
+    assert last["connections/live"] == summary(runs[2] / method)["live"]
+    for layer in LAYERS:
+        assert 0 < last[f"density/{layer}"] <= 1
+    flips = sum(line.get("masks/flips", 0.0) for line in found)
+    revivals = sum(line.get("masks/revivals", 0.0) for line in found)
+    assert flips > 0
+    # What magnitude has removed stays away, what RigL grows was dead.
+    assert (revivals == 0) if method == "magnitude" else revivals > 0 or method == "str"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_is_uninterrupted_bit_for_bit(method: str, runs: dict[int, Path]) -> None:
+    """From update 17 of 42, in mid-epoch and in the middle of pruning, on two ranks."""
+    whole, resumed = runs[2] / method, runs[2] / f"{method}-resumed"
+    steps = [line["step"] for line in lines(resumed)]
+    assert min(steps) > 17
+    assert (whole / "model.safetensors").read_bytes() == (
+        resumed / "model.safetensors"
+    ).read_bytes()
+    assert summary(whole)["mask_hash"] == summary(resumed)["mask_hash"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_are_one_to_rounding(method: str, runs: dict[int, Path]) -> None:
+    """Gradients differ by the order of a sum, 1e-7 of them; one mask in 500 may fall otherwise."""
+    one, two = (load_file(runs[ranks] / method / "model.safetensors") for ranks in (1, 2))
+    different = sum(int(((one[n] != 0) != (two[n] != 0)).sum()) for n in one)
+    assert different <= summary(runs[1] / method)["connections"] / 500
+    for name, weight in one.items():
+        both = (weight != 0) == (two[name] != 0)
+        assert torch.allclose(weight[both], two[name][both], rtol=0, atol=1e-3), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_sharded_state_is_refused_before_anything_starts(
+    method: str, stage: int, recipe: Path
 ) -> None:
-    """And nothing else, which optimizers refuse; STR's thresholds have momentum all the same."""
-    optim = OptimConfig.model_validate(
-        {"name": rule, "global_batch_size": 8, "epochs": 1, "lr": 0.1}
-        | ({"betas": (0.8, 0.9), "eps": 1e-6} if rule == "adamw" else {"momentum": 0.7})
-    )
-    method = TypeAdapter(MethodConfig).validate_python(settings)
-    group = build_optimizer(method, optim, nn.Linear(4, 4), torch.zeros(1, 4)).param_groups[0]
-    if rule == "adamw":
-        assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)
-    else:
-        assert (group["momentum"], group["nesterov"]) == (0.7, True)
-    if settings["name"] == "str" and rule == "adamw":
-        assert (group["momentum"], group["nesterov"]) == (0.9, True), "SGD's defaults"
+    settings = [f"method.name={method}", *METHODS[method], f"engine.zero_stage={stage}"]
+    with pytest.raises(UsageError, match=rf"method {method} needs whole .* must be 0, not {stage}"):
+        load_recipe(recipe, settings)
+
+
+def test_an_unknown_method_is_answered_with_all_names(recipe: Path) -> None:
+    words = "method.name must be dense, scl, .*magnitude, .*, not 'lottery'"
+    with pytest.raises(UsageError, match=words):
+        load_recipe(recipe, ["method.name=lottery"])
+
+
+def test_what_contradicts_itself_is_refused(recipe: Path) -> None:
+    settings = ["method.name=magnitude", "method.density=0.1", "method.begin=0.6"]
+    with pytest.raises(UsageError, match=r"begin must lie below end, which is 0\.5"):
+        load_recipe(recipe, settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "final_from"), [("magnitude", 71), ("rigl", 90), ("str", 100), ("dense", 0)]
+)
+def test_masks_are_final_when_no_later_update_can_change_them(
+    method: str, final_from: int, recipe: Path
+) -> None:
+    """Of 100 updates, the 71st is the first at progress 0.7: that is when magnitude ends."""
+    chosen = load_recipe(recipe, [f"method.name={method}", *METHODS.get(method, ())]).method
+    final = [step for step in range(101) if chosen.masks_are_final(Schedule(), step, 100)]
+    assert final == list(range(final_from, 101))

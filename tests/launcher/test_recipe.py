@@ -57,7 +57,7 @@ def test_every_recipe_of_the_house_is_valid(path: Path) -> None:
         ("method=scl", "method: should be a mapping of keys to values, not 'scl'; write method.n"),
         ("method.lam=-0.1", "method.lam: input should be greater than or equal to 0, not -0.1"),
         ("method.lam=much", "method.lam: input should be a valid number"),
-        ("method.name=magic", "must be scl, dense, magnitude, rigl or str, not 'magic'"),
+        ("method.name=magic", "or package.module:Class of your own, not 'magic'"),
         ("optim.epochs=0", "optim.epochs: input should be greater than or equal to 1, not 0"),
         ("method.proxy=step", "method.proxy: input should be 'identity'"),
         ("schedule.lr_milestones=[2]", "lr_milestones are shares of the run"),

@@ -15,7 +15,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from sclcore import SCL, connection_groups
-from sclcore.baselines import Magnitude, RigL, SoftThreshold
+from sclcore.driver.optimizer import Driver
+from sclcore.methods.magnitude import Magnitude
+from sclcore.methods.rigl import RigL
+from sclcore.methods.soft_threshold import SoftThreshold
 from sclcore.shards import Shard
 from sclcore.sparse import SparseOptimizer
 from tests.sclcore.nets import Mlp, mlp, mlp_batches, mse_step, train
@@ -230,10 +233,10 @@ def test_fsdp() -> None:
 
 Make = Callable[[Mlp], SparseOptimizer]
 BASELINES: dict[str, Make] = {
-    "magnitude": lambda m: Magnitude(connection_groups(m), lr=0.0, density=0.3),
-    "rigl": lambda m: RigL(connection_groups(m), lr=0.0, density=0.3),
-    "soft threshold": lambda m: SoftThreshold(
-        connection_groups(m), lr=0.0, s_init=-3.0, s_weight_decay=0.0
+    "magnitude": lambda m: Driver(Magnitude(density=0.3), connection_groups(m), lr=0.0),
+    "rigl": lambda m: Driver(RigL(density=0.3), connection_groups(m), lr=0.0),
+    "soft threshold": lambda m: Driver(
+        SoftThreshold(s_init=-3.0, s_weight_decay=0.0), connection_groups(m), lr=0.0
     ),
 }
 

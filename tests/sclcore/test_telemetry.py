@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from sclcore import SCL, Schedule, Scheduler, connection_groups
-from sclcore.baselines import Magnitude
 from sclcore.connections import layer_budgets, weight_uses
+from sclcore.driver.optimizer import Driver
+from sclcore.methods.magnitude import Magnitude
 from sclcore.telemetry import (
     HISTOGRAM_EDGES,
     FlipCounter,
@@ -349,9 +350,9 @@ def test_counting_goes_on_from_a_saved_state() -> None:
     assert counters[0] == counters[1] and counters[0]["masks/flips"] > 0
 
 
-def test_flips_of_a_baseline_are_against_the_line_before() -> None:
+def test_flips_of_a_method_without_mask_variables_are_against_the_line_before() -> None:
     model = mlp()
-    optimizer = Magnitude(connection_groups(model), lr=0.05, density=0.25)
+    optimizer = Driver(Magnitude(density=0.25), connection_groups(model), lr=0.05)
     counter = FlipCounter(optimizer)
     train(model, optimizer, mlp_batches(2))
     assert counter.take()["masks/flips"] == 192 - sum(optimizer.live_connections().values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sclcore import SCL, connection_groups
-from sclcore.baselines import Magnitude, SoftThreshold
+from sclcore.driver.optimizer import Driver
+from sclcore.methods.magnitude import Magnitude
 from tests.sclcore.nets import Mixed, mixed_batches
 
 ADAMW: dict[str, Any] = {
@@ -168,11 +170,12 @@ IDLE_OPTIONS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("rule", "options"), IDLE_OPTIONS)
-@pytest.mark.parametrize("make", [SCL, Magnitude], ids=["scl", "magnitude"])
+@pytest.mark.parametrize("kind", ["scl", "magnitude"])
 def test_options_that_would_do_nothing_are_refused(
-    make: Any, rule: str, options: dict[str, Any]
+    kind: str, rule: str, options: dict[str, Any]
 ) -> None:
-    settings = {"lr": 0.1, "lam": 0.1} if make is SCL else {"lr": 0.1, "density": 0.5}
+    make: Any = SCL if kind == "scl" else functools.partial(Driver, Magnitude(density=0.5))
+    settings = {"lr": 0.1, "lam": 0.1} if kind == "scl" else {"lr": 0.1}
     groups = connection_groups(nn.Linear(2, 2))
     [name] = options
     sentence = f"{name} would do nothing with weight_rule '{rule}': leave it out"
@@ -206,13 +209,3 @@ def test_each_group_has_the_settings_of_its_own_rule() -> None:
 
 def test_no_momentum_may_be_asked_of_adamw() -> None:
     SCL(connection_groups(nn.Linear(2, 2)), **MOVING, momentum=0.0, nesterov=False)
-
-
-def test_soft_thresholds_have_momentum_whatever_moves_the_weights() -> None:
-    settings = {"lr": 0.1, "s_init": -3.0, "s_weight_decay": 0.0}
-    layer = nn.Linear(2, 2)
-    own = {"weight_rule": "adamw", "momentum": 0.5}
-    optimizer = SoftThreshold(connection_groups(layer), **settings, **own)
-    assert optimizer.param_groups[0]["momentum"] == 0.5
-    with pytest.raises(ValueError, match="betas would do nothing"):
-        SoftThreshold(connection_groups(layer), **settings, betas=(0.9, 0.999))

@@ -1,4 +1,4 @@
-"""The baselines against independent programs of the papers' own statements."""
+"""Methods against independent programs of the papers' own statements."""
 
 from __future__ import annotations
 
@@ -12,30 +12,40 @@ import torch
 from torch import Tensor, nn
 
 from sclcore import SCL, Schedule, Scheduler, connection_groups
-from sclcore.baselines import Magnitude, RigL, SoftThreshold, erk_densities
-from sclcore.baselines.base import Baseline, largest
-from sclcore.baselines.magnitude import cubic_density
+from sclcore.driver.budgets import erk_densities
+from sclcore.driver.choice import largest
+from sclcore.driver.method import DrivenMethod
+from sclcore.driver.optimizer import Driver
+from sclcore.driver.schedules import cubic_density
+from sclcore.methods.magnitude import Magnitude
+from sclcore.methods.rigl import RigL
+from sclcore.methods.soft_threshold import SoftThreshold
 from tests.sclcore.nets import Mixed, Mlp, mixed_batches, mlp, mlp_batches, mse_step
 
 STEPS = 30
-SGD = {"momentum": 0.9, "weight_decay": 1e-2}
+SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-2}
 SCHEDULE = Schedule(lr_warmup=0.1)
-Make = Callable[[nn.Module], Baseline]
+Make = Callable[..., Driver]
 
 
-def magnitude(model: nn.Module, **options: Any) -> Magnitude:
-    options = {"density": 0.2, "begin": 0.2, "end": 0.7, "every": 4} | SGD | options
-    return Magnitude(connection_groups(model), lr=0.05, **options)
+def driver(kind: type[DrivenMethod], model: nn.Module, **options: Any) -> Driver:
+    """The optimizer of a method; `options` are the method's own and those of the weights."""
+    own = {key: options.pop(key) for key in [*options] if key in kind.model_fields}
+    return Driver(kind(**own), connection_groups(model), lr=0.05, **SGD | options)
 
 
-def rigl(model: nn.Module, **options: Any) -> RigL:
-    options = {"density": 0.3, "drop_fraction": 0.5, "end": 0.8, "every": 5} | SGD | options
-    return RigL(connection_groups(model), lr=0.05, **options)
+def magnitude(model: nn.Module, **options: Any) -> Driver:
+    options = {"density": 0.2, "begin": 0.2, "end": 0.7, "every": 4} | options
+    return driver(Magnitude, model, **options)
 
 
-def soft(model: nn.Module, **options: Any) -> SoftThreshold:
-    options = {"s_init": -5.0, "s_weight_decay": 0.2} | SGD | options
-    return SoftThreshold(connection_groups(model), lr=0.05, **options)
+def rigl(model: nn.Module, **options: Any) -> Driver:
+    options = {"density": 0.3, "drop_fraction": 0.5, "end": 0.8, "every": 5} | options
+    return driver(RigL, model, **options)
+
+
+def soft(model: nn.Module, **options: Any) -> Driver:
+    return driver(SoftThreshold, model, **{"s_init": -5.0, "s_weight_decay": 0.2} | options)
 
 
 MAKERS = [magnitude, rigl, soft]
@@ -43,7 +53,7 @@ MAKERS = [magnitude, rigl, soft]
 
 def train(
     model: nn.Module,
-    optimizer: Baseline,
+    optimizer: Driver,
     batches: list[tuple[Tensor, Tensor]],
     steps: range = range(STEPS),
     each: Callable[[int], None] = lambda step: None,
@@ -209,7 +219,7 @@ def test_str_is_autograd_of_its_formula(nesterov: bool) -> None:
         # The threshold is kept in float32.
         assert torch.allclose(mine.weight, layer.effective(), rtol=0, atol=1e-6)
         assert torch.equal(mine.weight != 0, layer.effective() != 0)
-    for (_, g), layer in zip(optimizer.thresholds().items(), layers, strict=True):
+    for g, layer in zip(optimizer.metrics().values(), layers, strict=True):
         assert g == pytest.approx(float(layer.s.detach().sigmoid()), abs=1e-6)
     live = optimizer.live_connections()
     assert 0 < sum(live.values()) < 0.9 * 192
@@ -316,17 +326,17 @@ def test_the_largest_with_ties_are_the_first_ones() -> None:
     assert largest(scores, 9).all()
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("made_by", MAKERS)
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
 def test_dead_connections_are_zero_and_what_is_saved_goes_on_bit_for_bit(
-    make: Make, rule: str
+    made_by: Make, rule: str
 ) -> None:
     """Interrupted after 13 updates and loaded into a new model and optimizer."""
     batches = mixed_batches(torch.float32, STEPS)
     options = {"weight_rule": rule} | ({"momentum": 0.0} if rule == "adamw" else {})
     torch.manual_seed(0)
     whole = Mixed()
-    optimizer = make(whole, **options)
+    optimizer = made_by(whole, **options)
 
     def dead_are_zero(step: int) -> None:
         parameters = dict(whole.named_parameters())
@@ -338,9 +348,9 @@ def test_dead_connections_are_zero_and_what_is_saved_goes_on_bit_for_bit(
     live = optimizer.live_connections().values()
     assert 0 < sum(live) < sum(optimizer.connection_sizes().values())
 
-    interrupted = make(first, **options)
+    interrupted = made_by(first, **options)
     train(first, interrupted, batches, range(13))
-    resumed = make(other, **options)
+    resumed = made_by(other, **options)
     other.load_state_dict(first.state_dict())
     resumed.load_state_dict(copy.deepcopy(interrupted.state_dict()))
     train(other, resumed, batches, range(13, STEPS))
@@ -348,10 +358,10 @@ def test_dead_connections_are_zero_and_what_is_saved_goes_on_bit_for_bit(
     assert optimizer.mask_hash() == resumed.mask_hash()
 
 
-@pytest.mark.parametrize("make", MAKERS)
-def test_a_gradient_that_is_not_finite_changes_nothing(make: Make) -> None:
+@pytest.mark.parametrize("made_by", MAKERS)
+def test_a_gradient_that_is_not_finite_changes_nothing(made_by: Make) -> None:
     model = mlp()
-    optimizer, batches = make(model), mlp_batches(STEPS)
+    optimizer, batches = made_by(model), mlp_batches(STEPS)
     train(model, optimizer, batches, range(7))
     before, masks = weights_of(model), optimizer.mask_hash()
     state = copy.deepcopy(optimizer.state_dict())
@@ -368,15 +378,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing(make: Make) -> None:
     assert math.isfinite(optimizer.grad_norm)
 
 
-@pytest.mark.parametrize("make", MAKERS)
-def test_two_copies_with_the_same_gradients_have_the_same_masks(make: Make) -> None:
+@pytest.mark.parametrize("made_by", MAKERS)
+def test_two_copies_with_the_same_gradients_have_the_same_masks(made_by: Make) -> None:
     """What ranks are: other seeds of the process, the same weights and averaged gradients."""
     model = mlp()
     other = copy.deepcopy(model)
     torch.manual_seed(1)
-    one = make(model)
+    one = made_by(model)
     torch.manual_seed(2)
-    two = make(other)
+    two = made_by(other)
     batches = mlp_batches(STEPS)
     train(model, one, batches)
     train(other, two, batches)
@@ -385,38 +395,40 @@ def test_two_copies_with_the_same_gradients_have_the_same_masks(make: Make) -> N
 
 
 @pytest.mark.parametrize(
-    ("make", "options", "words"),
+    ("made_by", "options", "words"),
     [
-        (magnitude, {"density": 0.0}, "density must be above 0"),
-        (magnitude, {"begin": 0.7}, "begin < end"),
-        (magnitude, {"every": 0}, "every must be"),
-        (rigl, {"density": 1.1}, "density must be above 0"),
-        (rigl, {"drop_fraction": 0.0}, "drop_fraction must be"),
-        (rigl, {"end": 1.5}, "end must be progress"),
-        (soft, {"s_init": math.nan}, "s_init must be finite"),
-        (soft, {"s_weight_decay": -1.0}, "s_weight_decay must be"),
+        (magnitude, {"density": 0.0}, "density\n.*greater than 0"),
+        (magnitude, {"begin": 0.7}, "begin must lie below end"),
+        (magnitude, {"every": 0}, "every\n.*greater than or equal to 1"),
+        (rigl, {"density": 1.1}, "density\n.*less than or equal to 1"),
+        (rigl, {"drop_fraction": 0.0}, "drop_fraction\n.*greater than 0"),
+        (rigl, {"end": 1.5}, "end\n.*less than or equal to 1"),
+        (soft, {"s_init": math.nan}, "s_init\n.*finite number"),
+        (soft, {"s_weight_decay": -1.0}, "s_weight_decay\n.*greater than or equal to 0"),
         (soft, {"momentum": 1.0}, "momentum must be"),
     ],
 )
-def test_what_is_out_of_range_is_refused(make: Make, options: dict[str, Any], words: str) -> None:
+def test_what_is_out_of_range_is_refused(
+    made_by: Make, options: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
-        make(Mlp(), **options)
+        made_by(Mlp(), **options)
 
 
 @pytest.mark.parametrize("kind", [Magnitude, RigL])
-def test_coarser_connections_are_refused(kind: type[Baseline]) -> None:
+def test_coarser_connections_are_refused(kind: type[Magnitude] | type[RigL]) -> None:
     groups = connection_groups(Mixed(), granularity={"conv": "kernel"})
     with pytest.raises(ValueError, match="single weights only"):
-        kind(groups, lr=0.1, density=0.5)  # type: ignore[call-arg]
+        Driver(kind(density=0.5), groups, lr=0.1)
     with pytest.raises(ValueError, match="pass connection_groups"):
-        kind(Mlp().parameters(), lr=0.1, density=0.5)  # type: ignore[call-arg]
+        Driver(kind(density=0.5), Mlp().parameters(), lr=0.1)
 
 
 def test_all_methods_say_the_same_things() -> None:
-    """What a loop asks of SCL it may ask of each baseline."""
-    for make in (*MAKERS, lambda m: SCL(connection_groups(m), lr=0.1, lam=0.1)):
+    """What a loop asks of SCL it may ask of each method."""
+    for made_by in (*MAKERS, lambda m: SCL(connection_groups(m), lr=0.1, lam=0.1)):
         model = mlp()
-        optimizer = make(model)
+        optimizer = made_by(model)
         assert optimizer.connection_sizes() == {"0.weight": 128, "2.weight": 64}
         assert optimizer.connection_names == {"0.weight", "2.weight"}
         live = {name: int(mask.sum()) for name, mask in optimizer.masks().items()}

@@ -1,6 +1,6 @@
-"""A rank that trains with each baseline, one after the other, in one process.
+"""A rank that trains with each method, one after the other, in one process.
 
-    python -m tests.launcher.baseline_worker RECIPE OUT [resume]
+    python -m tests.launcher.method_worker RECIPE OUT [resume]
 
 `resume`: each run is made a second time, from the checkpoint of update `CUT` of the first.
 """

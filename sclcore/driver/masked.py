@@ -1,0 +1,63 @@
+"""Methods whose masks are state: bool tensors that a rule exchanges from time to time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sclcore.driver.method import DrivenMethod
+from sclcore.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sclcore.driver.net import Connected, Net
+
+# What the rules of the weights keep of each weight: it is cleared with the weight.
+_BUFFERS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
+
+
+class MaskedMethod(DrivenMethod, frozen=True):
+    """Its masks are the state `mask` of each tensor, bool and of the tensor's shape.
+
+    What is dead is exactly 0, weight and momentum, until the rule brings it back. A subclass says
+    which masks a network begins with and, at an update, which it has from now on.
+    """
+
+    def first_masks(self, net: Net, fresh: list[Connected]) -> list[Tensor]:
+        return [torch.ones_like(each.param, dtype=torch.bool) for each in fresh]
+
+    def start(self, net: Net, fresh: list[Connected]) -> None:
+        for each, mask in zip(fresh, self.first_masks(net, fresh), strict=True):
+            each.state["mask"] = mask.to(each.param.device)
+            bury(each)
+
+    def masks(self, net: Net) -> list[Tensor]:
+        return [each.state["mask"].clone() for each in net.tensors]
+
+    def write(self, net: Net) -> None:
+        for each in net.tensors:
+            bury(each)
+
+    def take(self, net: Net, each: Connected) -> int:
+        lost = int(torch.count_nonzero(each.param.masked_fill(each.state["mask"], 0.0)))
+        bury(each)
+        return lost
+
+
+def set_mask(each: Connected, mask: Tensor) -> None:
+    """Exchange the mask of a tensor."""
+    each.state["mask"].copy_(mask.view_as(each.param))
+    bury(each)
+
+
+def bury(each: Connected) -> None:
+    """Zero what is dead: the weight, and what the rule of the weights keeps of it."""
+    mask = each.state["mask"]
+    buffers = [each.state[key] for key in _BUFFERS if key in each.state]
+    for tensor in (each.param, *buffers):
+        tensor.copy_(torch.where(mask, tensor, 0.0))
+
+
+def live_masks(net: Net) -> list[Tensor]:
+    """The masks of all tensors: the state itself, not copies."""
+    return [each.state["mask"] for each in net.tensors]

@@ -1,0 +1,83 @@
+"""Gradual magnitude pruning with one threshold for all layers.
+
+Source: Zhu and Gupta, "To prune, or not to prune", arXiv 1710.01878: the sparsity rises by a cubic
+schedule while the network trains. There each layer reaches the same sparsity; here the smallest
+weights of the whole network go, wherever they are, which is the stronger baseline.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sclcore.driver.choice import largest, largest_of_all
+from sclcore.driver.masked import MaskedMethod, live_masks, set_mask
+from sclcore.driver.schedules import cubic_density
+from sclcore.lazy import torch
+from sclcore.schedule import Schedule
+
+if TYPE_CHECKING:
+    from sclcore.driver.net import Net
+
+
+class Magnitude(MaskedMethod, frozen=True):
+    """Gradual magnitude pruning, one threshold for all layers (after arXiv 1710.01878).
+
+    The density is reached exactly. The largest weight of each layer stays, whatever the threshold.
+    """
+
+    look: ClassVar = ("#d55e00", "s")
+
+    name: Literal["magnitude"] = Field(
+        default="magnitude", description="remove the smallest weights while training"
+    )
+    density: float = Field(gt=0, le=1, description="share of connections that live in the end")
+    begin: float = Field(default=0.0, ge=0, lt=1, description="progress at which pruning begins")
+    end: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="progress at which it ends (schedule.freeze_masks_at is for scl)",
+    )
+    every: int = Field(default=10, ge=1, description="updates between two prunings")
+
+    @model_validator(mode="after")
+    def _begins_before_it_ends(self) -> Self:
+        if self.begin >= self.end:
+            raise ValueError(f"begin must lie below end, which is {self.end}")
+        return self
+
+    def masks_are_final(self, schedule: Schedule, step: int, total_steps: int) -> bool:
+        """The last pruning is part of the first update at `end` or later."""
+        return step > 0 and (step - 1) / total_steps >= self.end
+
+    def step(self, net: Net) -> bool:
+        net.move(live_masks(net))
+        ended, state = net.progress >= self.end, net.tensors[0].state
+        due = net.progress >= self.begin and net.updates % self.every == 0
+        if (ended and not state.get("is_final")) or (due and not ended):
+            density = cubic_density(
+                net.progress, final=self.density, begin=self.begin, end=self.end
+            )
+            self._prune(net, round(density * sum(net.connection_sizes().values())))
+        if ended:
+            state["is_final"] = True
+        return True
+
+    def _prune(self, net: Net, count: int) -> None:
+        """Keep the `count` largest weights of all layers, of those that live."""
+        # What is dead comes after a live weight that happens to be 0.
+        scores = [
+            torch.where(each.state["mask"], each.param.abs(), -1.0).flatten()
+            for each in net.tensors
+        ]
+        count = min(count, sum(int((score >= 0).sum()) for score in scores))
+        kept = largest_of_all(scores, count)
+        dying = [e.name for e, mask in zip(net.tensors, kept, strict=True) if not mask.any()]
+        if dying:
+            net.held_layers = dying
+            scores = [score.masked_fill(largest(score, 1), torch.inf) for score in scores]
+            kept = largest_of_all(scores, max(count, len(scores)))
+        for each, mask in zip(net.tensors, kept, strict=True):
+            set_mask(each, mask)
