@@ -103,6 +103,10 @@ class DrivenMethod(Method, frozen=True):
         """The update; gradients are finite. False if the weights outside must not move with it."""
         raise NotImplementedError
 
+    def lr_progress(self, progress: float) -> float:
+        """Where in the schedule of the learning rate the run is, at `progress` of the whole."""
+        return progress
+
     def masks(self, net: Net) -> list[Tensor]:
         """Which connections of each tensor live: bool, of the tensor's shape."""
         raise NotImplementedError

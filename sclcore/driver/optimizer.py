@@ -173,6 +173,10 @@ class Driver(SparseOptimizer):
             self._is_drawn = False
             self._note()
 
+    def lr_progress(self, progress: float) -> float:
+        """Where in the schedule of the learning rate the run is; a `Scheduler` asks it."""
+        return self.method.lr_progress(progress)
+
     @torch.no_grad()
     def after_epoch(self, results: Mapping[str, float]) -> None:
         self.method.after_epoch(self, results)
