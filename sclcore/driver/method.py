@@ -34,6 +34,9 @@ class Method(BaseModel, frozen=True, extra="forbid"):
     keeps_zeros: ClassVar[bool] = False
     """Whether weights that are 0 at the start stay so, without masks that are given."""
 
+    passes: ClassVar[int] = 1
+    """Forward passes of an update. The first is differentiated, the others only give their loss."""
+
     imported_as: ClassVar[str | None] = None
     """`package.module:Class`, where a recipe named it so."""
 
@@ -50,6 +53,15 @@ class Method(BaseModel, frozen=True, extra="forbid"):
     def target(self) -> tuple[str, float] | None:
         """The key and value of what λ is steered to; None where there is none."""
         return None
+
+    @property
+    def update_cost(self) -> float:
+        """The arithmetic of an update, in updates of the dense network with as many samples.
+
+        Of those a third is the forward pass: the backward one multiplies as much for the gradients
+        of the weights, and again for those of what the layers were given. Zeros save nothing.
+        """
+        return 1 + (self.passes - 1) / 3
 
     def foreseen(self, schedule: Schedule, total_steps: int) -> list[str]:
         """Warnings to be had before the first of `total_steps` updates."""
@@ -78,8 +90,6 @@ class DrivenMethod(Method, frozen=True):
 
     begins_sparse: ClassVar[bool] = False
     """Whether connections are dead before the first update."""
-    passes: ClassVar[int] = 1
-    """Forward passes of an update. The first is differentiated, the others only give their loss."""
     started_by: ClassVar[str] = "mask"
     """The key in the state of a tensor that `start` has put there."""
 

@@ -23,7 +23,7 @@ def half_cosine(progress: float, *, first: float, end: float) -> float:
     return 0.5 * first * (1 + math.cos(math.pi * progress / end))
 
 
-# A share of a run is a quotient of whole numbers: it may lie this much beside one that was added up.
+# A share of a run is a quotient of whole numbers, and may lie this much beside a sum of shares.
 _ROUNDING = 1e-9
 
 

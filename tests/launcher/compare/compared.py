@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -13,6 +13,7 @@ from data.files import atomic_write
 from launcher.recipe.recipe import Recipe
 from launcher.tracking import Tracker
 from sclcore.connections import LayerBudget
+from sclcore.driver.method import Method
 from sclcore.export import budgets_csv
 
 SMALL = {"conv1": 288, "conv2": 18432, "fc": 2560}
@@ -23,6 +24,13 @@ DENSE = {"name": "dense"}
 
 def scl(lam: float, **more: Any) -> dict[str, Any]:
     return {"name": "scl", "lam": lam, **more}
+
+
+class ThreePasses(Method, frozen=True):
+    """Another package's method, which recipes name by its path."""
+
+    name: Literal["three"] = "three"
+    passes: ClassVar = 3
 
 
 @dataclass(frozen=True)
