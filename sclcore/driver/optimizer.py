@@ -214,10 +214,15 @@ class Driver(SparseOptimizer):
 
     def _parameters(self, *, connections: bool) -> list[Connected]:
         return [
-            Connected(name, param, self.state[param])
+            Connected(name, param, self.state[param], bool(transposed_groups))
             for group in self.param_groups
             if group["connections"] == connections
-            for name, param in zip(group["names"], group["params"], strict=True)
+            for name, param, transposed_groups in zip(
+                group["names"],
+                group["params"],
+                group.get("transposed_groups", [0] * len(group["params"])),
+                strict=True,
+            )
         ]
 
     @property
