@@ -34,9 +34,6 @@ class Method(BaseModel, frozen=True, extra="forbid"):
     keeps_zeros: ClassVar[bool] = False
     """Whether weights that are 0 at the start stay so, without masks that are given."""
 
-    passes: ClassVar[int] = 1
-    """Forward passes of an update. The first is differentiated, the others only give their loss."""
-
     imported_as: ClassVar[str | None] = None
     """`package.module:Class`, where a recipe named it so."""
 
@@ -56,12 +53,12 @@ class Method(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def update_cost(self) -> float:
-        """The arithmetic of an update, in updates of the dense network with as many samples.
+        """The arithmetic of an update, in updates of the dense network; over the run, the mean.
 
-        Of those a third is the forward pass: the backward one multiplies as much for the gradients
-        of the weights, and again for those of what the layers were given. Zeros save nothing.
+        A further forward pass is a third: the backward one multiplies as much for the gradients of
+        the weights, and again for those of what the layers were given. Zeros save nothing.
         """
-        return 1 + (self.passes - 1) / 3
+        return 1.0
 
     def foreseen(self, schedule: Schedule, total_steps: int) -> list[str]:
         """Warnings to be had before the first of `total_steps` updates."""
@@ -90,6 +87,8 @@ class DrivenMethod(Method, frozen=True):
 
     begins_sparse: ClassVar[bool] = False
     """Whether connections are dead before the first update."""
+    passes: ClassVar[int] = 1
+    """Forward passes of an update. The first is differentiated, the others only give their loss."""
     started_by: ClassVar[str] = "mask"
     """The key in the state of a tensor that `start` has put there."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -214,16 +214,19 @@ class Driver(SparseOptimizer):
 
     def _parameters(self, *, connections: bool) -> list[Connected]:
         return [
-            Connected(name, param, self.state[param], bool(transposed_groups))
+            each
             for group in self.param_groups
             if group["connections"] == connections
-            for name, param, transposed_groups in zip(
-                group["names"],
-                group["params"],
-                group.get("transposed_groups", [0] * len(group["params"])),
-                strict=True,
-            )
+            for each in self._of_group(group)
         ]
+
+    def _of_group(self, group: dict[str, Any]) -> Iterator[Connected]:
+        params = group["params"]
+        # What lies outside of connections has torch's names, if any.
+        names = group.get("names", group.get("param_names", [""] * len(params)))
+        transposed = group.get("transposed_groups", [0] * len(params))
+        for name, param, groups in zip(names, params, transposed, strict=True):
+            yield Connected(name, param, self.state[param], transposed=groups > 0)
 
     @property
     def settings(self) -> dict[str, Any]:

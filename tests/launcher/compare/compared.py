@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -30,7 +30,10 @@ class ThreePasses(Method, frozen=True):
     """Another package's method, which recipes name by its path."""
 
     name: Literal["three"] = "three"
-    passes: ClassVar = 3
+
+    @property
+    def update_cost(self) -> float:
+        return 1 + 2 / 3
 
 
 @dataclass(frozen=True)
