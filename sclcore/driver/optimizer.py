@@ -97,6 +97,7 @@ class Driver(SparseOptimizer):
     def before_update(self) -> None:
         """Prepare the parameters for the first forward pass of an update."""
         self._losses = [torch.zeros((), dtype=torch.float64)] * self.passes
+        self.held_layers = []
         tensors = self.tensors
         self._take_over_touched(tensors)
         self.method.before_update(self)
@@ -154,7 +155,8 @@ class Driver(SparseOptimizer):
             self.skipped_steps += 1
             self._undraw()
             return loss
-        self.held_layers = []
+        if not self._is_drawn:
+            self.held_layers = []
         updates, tensors = self.updates, self.tensors
         self._take_over_touched(tensors)
         if self.method.step(self):
