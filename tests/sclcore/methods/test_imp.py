@@ -22,7 +22,7 @@ WEIGHTS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-2}
 def driver(model: nn.Module, **options: Any) -> Driver:
     rule = {"weight_rule": options.pop("rule", "sgd")}
     weights = WEIGHTS if rule["weight_rule"] == "sgd" else {"weight_decay": 1e-2}
-    method = IMP(**{"iterations": 2, "prune_fraction": 0.4} | options)
+    method = IMP.model_validate({"iterations": 2, "prune_fraction": 0.4} | options)
     return Driver(method, connection_groups(model), lr=0.1, **weights, **rule)
 
 
@@ -83,7 +83,7 @@ class Loop:
         bound = live[math.floor(share * len(live))]
         for name, mask in self.masks.items():
             mask *= parameters[name].abs() >= bound
-            parameters[name] *= mask
+            parameters[name].mul_(mask)
 
     @torch.no_grad()
     def put_back(self) -> None:

@@ -27,7 +27,7 @@ Batches = list[tuple[Tensor, Tensor]]
 def driver(model: nn.Module, **options: Any) -> Driver:
     rule = {"weight_rule": options.pop("rule", "sgd")}
     weights = WEIGHTS if rule["weight_rule"] == "sgd" else {"weight_decay": 1e-2}
-    method = Projection(**{"radius": 0.3} | options)
+    method = Projection.model_validate({"radius": 0.3} | options)
     return Driver(method, connection_groups(model), lr=0.05, **weights, **rule)
 
 
