@@ -1,4 +1,4 @@
-"""What ranks with parts of the same tensors tell each other: one small all-reduce per step.
+"""What ranks with parts of the same tensors tell each other: a small all-reduce before each step.
 
 A boundary between ranks cuts at most one feature of a tensor whose features lie in a row, so the
 message is some hundreds of numbers: sums of cut features, gradients of cut units (`granularity`),
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sclcore.geometry import Geometry
 from sclcore.shards import Piece
-from sclcore.update import LIVE, SAFE, Cuts
+from sclcore.update import LIVE, Cuts
 
 # float32 adds whole numbers exactly below 2²⁴: a count travels as two digits to this base, which
 # up to 4,096 ranks can add up.
@@ -36,8 +36,6 @@ class Completed:
     """What each piece of this rank must know of its neighbours."""
     live: list[int]
     """Connections when the step began."""
-    safe: list[int]
-    """Those of them that are certain to survive the step."""
     total: float
     """The sum of the callers' own numbers."""
 
@@ -74,7 +72,7 @@ class Exchange:
 
         Every rank comes to the same slots; the indices into its own sums differ.
         """
-        self._slots = itertools.count(1 + 5 * len(self._tensors))
+        self._slots = itertools.count(1 + 3 * len(self._tensors))
         both = [*zip(self._tensors, starts, strict=True)]
         features = [self._allot(_cut_features(tensor, at)) for tensor, at in both]
         units = [self._allot(_cut(at, tensor.unit)) for tensor, at in both]
@@ -122,16 +120,16 @@ class Exchange:
 
         One piece after the other: `sums` of squares per feature, without those of cut units, and
         the gradient of each of the `units` where any tensor has coarser ones than weights. By
-        tensor: `layer_sums`, of the same squares, and `counts` [tensors, 4], which are those of
+        tensor: `layer_sums`, of the same squares, and `counts` [tensors, 3], which are those of
         `update` for the pieces of this rank. `own` is a number.
         """
         tensors = len(self._tensors)
         message = sums.new_zeros(self._size)
-        layers, counted = message[1 : 1 + tensors], message[1 + tensors : 1 + 5 * tensors]
+        layers, counted = message[1 : 1 + tensors], message[1 + tensors : 1 + 3 * tensors]
         message[0] = own
         layers.copy_(layer_sums)
-        kept = counts[:, [LIVE, SAFE]].to(sums.device)
-        counted.copy_(torch.stack([kept // _BASE, kept % _BASE], dim=2).flatten())
+        live = counts[:, LIVE].to(sums.device)
+        counted.copy_(torch.cat([live // _BASE, live % _BASE]))
         self._features.send(sums, message)
         if units is not None:
             self._units.send(units, message)
@@ -140,11 +138,10 @@ class Exchange:
         sums = self._features.receive(message, sums.clone())
         sums = self._squares.add_squares(message, sums)
         layers = self._unit_owners.add_squares(message, layers.clone())
-        host = message[: 1 + 5 * tensors].double().nan_to_num().cpu()
-        high, low = host[1 + tensors :].long().view(tensors, 2, 2).unbind(2)
-        live, safe = (high * _BASE + low).unbind(1)
-        total = float(message[0])
-        return Completed(sums, layers, self._cuts(message), live.tolist(), safe.tolist(), total)
+        host = message[: 1 + 3 * tensors].double().nan_to_num().cpu()
+        high, low = host[1 + tensors :].long().chunk(2)
+        live = (high * _BASE + low).tolist()
+        return Completed(sums, layers, self._cuts(message), live, float(message[0]))
 
     def new_blocks(self) -> list[Mapping[int, Tensor]]:
         """The cut N:M blocks of each piece as they are now. Collective where there are any."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -15,30 +13,6 @@ from sclcore.shards import Piece
 from sclcore.update import LIVE, NO_CUTS, chosen, live, write
 
 
-class Bound(NamedTuple):
-    """One step lowers a mask variable whose momentum is v by reach + drag · v at most."""
-
-    reach: float
-    drag: float
-
-
-def farthest(held: Holdings, index: int) -> Bound:
-    """How far one step at the present settings can lower a mask variable of tensor `index`.
-
-    No normalised gradient exceeds √(number of mask variables), for then all others are 0. Without
-    normalisation there is no bound.
-    """
-    group, tensor, scope = held.owners[index], held.tensors[index], held.scope(index)
-    rate = group["mask_lr"]
-    if not rate:
-        return Bound(0.0, 0.0)
-    if scope == "none":
-        return Bound(math.inf, 0.0)
-    count = tensor.variables_per_feature if scope == "feature" else tensor.numel // tensor.unit
-    largest = math.sqrt(count) + group["lam"] * group["costs"][held.places[index]]
-    return Bound(rate * largest, rate * group["mask_momentum"])
-
-
 def least(held: Holdings, index: int) -> int:
     """The connections that tensor `index` must keep; 0 while its masks are frozen."""
     group, tensor = held.owners[index], held.tensors[index]
@@ -46,30 +20,16 @@ def least(held: Holdings, index: int) -> int:
     return min(group["min_connections"], tensor.numel // m * n) if group["mask_lr"] else 0
 
 
-def may_die(held: Holdings, safe: Sequence[int]) -> bool:
-    """Whether this step may leave some tensor with too few connections; alike on all ranks.
-
-    `safe` connections of each tensor were certain, after the last step, to outlive one that keeps
-    within `held.bounds`.
-    """
-    for index, tensor in enumerate(held.tensors):
-        count, now, then = least(held, index), farthest(held, index), held.bounds[index]
-        # Of an N:M block with at least one of them, one stays.
-        if count > safe[index] // (tensor.n_m[1] if tensor.n_m else 1):
-            return True
-        if count and (now.reach > then[0] or now.drag > then[1]):
-            return True
-    return False
-
-
 def keep_layers_alive(held: Holdings) -> list[str]:
     """Give back what tensors lost below `min_connections`; returns their names.
 
     Collective where tensors are sharded.
     """
-    counts = held.total_counts()
+    leasts = [least(held, i) for i in range(len(held.tensors))]
+    if not any(leasts):
+        return []
     moved = {held.pieces[i].index for i in held.moved}
-    low = [i for i, count in enumerate(counts) if count < least(held, i)]
+    low = [i for i, count in enumerate(held.total_counts()) if count < leasts[i]]
     if held.exchange is None:
         low = [i for i in low if i in moved]
     if not low:

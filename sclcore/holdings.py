@@ -16,7 +16,7 @@ from sclcore.geometry import Geometry, geometry_of
 from sclcore.kernels.kernel import is_plain
 from sclcore.pieces import Group, Source, State, find_pieces, gradient_of, memory_of
 from sclcore.shards import Piece, flat
-from sclcore.update import FLIPS, LIVE, SAFE, live
+from sclcore.update import COUNTS, FLIPS, LIVE, live
 
 
 class Holdings:
@@ -63,10 +63,8 @@ class Holdings:
         ranks = _ranks(groups, process_group)
         self.exchange = Exchange(self.pieces, self.tensors, ranks, self.zeros(0)) if ranks else None
         self._describe_features()
-        self.counts = torch.zeros(len(self.tensors), 4, dtype=torch.int64, device=self.device)
+        self.counts = torch.zeros(len(self.tensors), COUNTS, dtype=torch.int64, device=self.device)
         """What the last step counted, of this rank's pieces (`sclcore.update`)."""
-        self.bounds: Sequence[tuple[float, float]] = [(0.0, 0.0)] * len(self.tensors)
-        """For each tensor the bound within which the last step counted mask variables as safe."""
         self.moved: Sequence[int] = ()
         """The pieces whose masks the last step moved."""
         self.blocks: list[Mapping[int, Tensor]] = [{} for _ in self.pieces]
@@ -107,7 +105,7 @@ class Holdings:
         self.moved = moved
         if len(counted) < len(self.pieces):
             # The others have not flipped in this step.
-            self.counts[:, FLIPS:SAFE] = 0
+            self.counts[:, FLIPS:] = 0
         if counted:
             self.counts[self._places_of(tuple(counted))] = torch.stack([*counted.values()])
 

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sclcore.guard import keep_layers_alive, may_die
+from sclcore.guard import keep_layers_alive
 from sclcore.holdings import Holdings
 from sclcore.latent import LatentState
 from sclcore.observe import observe
-from sclcore.passes import bounds_of, first_pass, normalisers, options_of, second_pass, total_norm
+from sclcore.passes import first_pass, normalisers, options_of, second_pass, total_norm
 from sclcore.settings import check_group
-from sclcore.update import FLIPS, NO_CUTS, SAFE
+from sclcore.update import FLIPS, NO_CUTS
 from sclcore.weights import settings_of, step_dense
 
 
@@ -59,7 +59,7 @@ class SCL(LatentState):
     double). Where `granularity` is coarser than a weight, all elements of a unit have the same m.
 
     Under FSDP2 the state is sharded like the parameters, and under ZeRO like its flat tensors
-    (`set_shards`); each step then has one small all-reduce, and `masks`, `mask_variables`,
+    (`set_shards`); each step then has two small all-reduces, and `masks`, `mask_variables`,
     `live_connections`, `take_flips`, `mask_hash` and steps with `observing` are collective.
 
     A step whose gradient is not finite changes nothing and is counted in `skipped_steps`.
@@ -141,29 +141,25 @@ class SCL(LatentState):
         held = self._hold(groups)
         if touched := self._written.touched(held.params):
             self._take_over(held, touched)
-        bounds, grads = bounds_of(held), held.gradients()
-        settings = options_of(held, bounds)
+        grads, settings = held.gradients(), options_of(held)
         norm = total_norm(self.param_groups)
         if held.exchange is None and not self._accept(float(norm)):
             return False
         sums, units = first_pass(held, grads, settings)
         layer_sums = held.layer_sums(sums)
-        cuts, doubtful = [NO_CUTS] * len(held.pieces), True
+        cuts = [NO_CUTS] * len(held.pieces)
         if held.exchange is not None:
             known = held.exchange.complete(sums, layer_sums, units, held.counts, norm.square())
             if not self._accept(math.sqrt(known.total)):
                 return False
             sums, layer_sums, cuts = known.sums, known.layer_sums, known.cuts
-            doubtful = may_die(held, known.safe)
             self.connections_before |= zip(held.names, known.live, strict=True)
         rms, divisors = normalisers(held, sums, layer_sums)
         second_pass(held, grads, settings, divisors, cuts)
-        held.bounds = bounds
         self._add_flips(held)
         for group in groups:
             group["updates"] += 1
-        if doubtful:
-            self.held_layers += keep_layers_alive(held)
+        self.held_layers += keep_layers_alive(held)
         self._written.note(held.params)
         if self.observing:
             others = {n: o for n, o in self.observations.items() if n not in held.names}
@@ -176,6 +172,6 @@ class SCL(LatentState):
         return math.isfinite(grad_norm)
 
     def _add_flips(self, held: Holdings) -> None:
-        counts = held.counts[:, FLIPS:SAFE]
+        counts = held.counts[:, FLIPS:]
         so_far = self.flips.get(names := tuple(held.names))
         self.flips[names] = counts.clone() if so_far is None else so_far.add_(counts)

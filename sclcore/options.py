@@ -29,10 +29,6 @@ class Options:
     mask_momentum: float
     proxy: str
     price: float
-    reach: float
-    """The most by which the next gradient and price can lower a mask variable; inf: not counted."""
-    drag: float
-    """How far the next step lowers a mask variable for each unit of its momentum."""
     noise: int
     """Seeds the random rounding of mask variables in bfloat16; another number at each step."""
     adamw: AdamW | None = None

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sclcore import update
-from sclcore.guard import Bound, farthest
 from sclcore.holdings import Holdings
 from sclcore.kernels.find import find_kernel
 from sclcore.kernels.kernel import Kernel
@@ -28,20 +27,7 @@ Grads = Mapping[int, Tensor]
 """G of each piece that has one, flat, by its place in `Holdings.pieces`."""
 
 
-def bounds_of(held: Holdings) -> list[Bound]:
-    """How far the next step can lower the mask variables of each tensor.
-
-    Only sharded state needs it, where counting takes a message; elsewhere the bound is infinite,
-    and no mask variable counts as safe.
-    """
-    if held.exchange is None:
-        return [Bound(math.inf, 0.0)] * len(held.tensors)
-    # Twice: λ and the learning rate may rise until then.
-    both = [farthest(held, i) for i in range(len(held.tensors))]
-    return [Bound(2 * reach, 2 * drag) for reach, drag in both]
-
-
-def options_of(held: Holdings, bounds: Sequence[Bound]) -> list[Options]:
+def options_of(held: Holdings) -> list[Options]:
     """The settings of each piece at this step."""
     options: list[Options] = []
     for piece in held.pieces:
@@ -56,8 +42,6 @@ def options_of(held: Holdings, bounds: Sequence[Bound]) -> list[Options]:
                 mask_momentum=group["mask_momentum"],
                 proxy=group["proxy"],
                 price=group["lam"] * group["costs"][place],
-                reach=bounds[piece.index].reach,
-                drag=bounds[piece.index].drag,
                 noise=group["updates"] * 0x2545F491 + piece.index * 0x9E3779B1,
                 adamw=adamw_of(group),
             )
@@ -123,7 +107,7 @@ def second_pass(
     }
     blocks = held.new_blocks()
     for i, was in before.items():
-        counted[i] = update.finish(held.pieces[i], was, options[i], blocks[i])
+        counted[i] = update.finish(held.pieces[i], was, blocks[i])
     held.note(counted, moved=[i for i in grads if options[i].mask_lr])
 
 

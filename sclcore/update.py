@@ -6,7 +6,6 @@ the caller completes them where other ranks hold a part of a feature, and `updat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,9 +18,10 @@ from sclcore.shards import Piece
 from sclcore.step import get_proxy, unit_step
 from sclcore.weights import step_weight
 
-LIVE, FLIPS, REVIVALS, SAFE = range(4)
-"""What `update` counts for each piece: live connections, masks that changed, those of them that
-came to life, and mask variables that the next step is certain to leave above 0."""
+LIVE, FLIPS, REVIVALS = range(3)
+"""What `update` counts for each piece: live connections, masks that changed, and those of them that
+came to life."""
+COUNTS = 3
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ def mask_gradient(
 def update(
     piece: Piece, grad: Tensor, options: Options, divisor: Tensor | None, cuts: Cuts = NO_CUTS
 ) -> Tensor:
-    """The second pass: w, m, their momenta and v = w ⊙ H(m); returns the four counts [4], int64.
+    """The second pass: w, m, their momenta and v = w ⊙ H(m); returns the three counts [3], int64.
 
     `divisor` [features] is what mask gradients are divided by (None: 1). Not for pieces that cut
     N:M blocks: those need their neighbours' new mask variables between `advance` and `finish`.
     """
     before = advance(piece, grad, options, divisor, cuts)
-    return finish(piece, before, options)
+    return finish(piece, before)
 
 
 def advance(
@@ -139,27 +139,12 @@ def advance(
     return before
 
 
-def finish(
-    piece: Piece,
-    before: Tensor,
-    options: Options,
-    blocks: Mapping[int, Tensor] = NO_CUTS.blocks,
-) -> Tensor:
-    """Write v = w ⊙ H(m) and count [4]; `blocks` holds cut N:M blocks as they are now."""
+def finish(piece: Piece, before: Tensor, blocks: Mapping[int, Tensor] = NO_CUTS.blocks) -> Tensor:
+    """Write v = w ⊙ H(m) and count [3]; `blocks` holds cut N:M blocks as they are now."""
     after = live(piece, blocks)
     write(piece, after)
     parts = [after, after != before, after & ~before]
-    counted = [torch.count_nonzero(part) for part in parts]
-    return torch.stack([*counted, count_safe(piece, options)])
-
-
-def count_safe(piece: Piece, options: Options) -> Tensor:
-    """How many mask variables the next step is certain to leave above 0."""
-    if not math.isfinite(options.reach):
-        return torch.zeros((), dtype=torch.int64, device=piece.mask.device)
-    dtype = piece.weight.dtype
-    lowered = piece.mask_momentum.to(dtype).clamp(min=0).mul_(options.drag)
-    return torch.count_nonzero(piece.mask.to(dtype).sub(lowered) > options.reach)
+    return torch.stack([torch.count_nonzero(part) for part in parts])
 
 
 def step_mask(piece: Piece, gradient: Tensor, options: Options, divisor: Tensor | None) -> None:

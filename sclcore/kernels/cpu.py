@@ -22,6 +22,7 @@ from sclcore.kernels import compiler
 from sclcore.options import Options
 from sclcore.shards import Piece
 from sclcore.step import LEAKY_SLOPE
+from sclcore.update import COUNTS
 
 _PROXIES = ("identity", "leaky_relu", "softplus", "relu", "clipped")
 # Below this many weights a second thread takes longer to start than it saves.
@@ -34,7 +35,7 @@ class _Piece(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("momentum", "mask_momentum")),
         *((name, ctypes.c_int64) for name in ("begin", "length", "run", "head")),
         *((name, ctypes.c_int64) for name in ("first_run", "span", "features", "offset")),
-        *((name, ctypes.c_float) for name in ("price", "reach", "drag")),
+        *((name, ctypes.c_float) for name in ("price",)),
     )
 
 
@@ -87,7 +88,7 @@ class CpuKernel:
         table, settings = _table(pieces, grads, options, features), _settings(options[0])
         narrow = _narrow_params(pieces, table)
         threads = _threads(pieces)
-        counts = torch.zeros(threads, len(pieces), 4, dtype=torch.int64)
+        counts = torch.zeros(threads, len(pieces), COUNTS, dtype=torch.int64)
 
         def work(thread: int, begin: int, end: int) -> None:
             mine = counts[thread].data_ptr()
@@ -128,8 +129,6 @@ def _table(
                 features=inner,
                 offset=offset,
                 price=settings.price,
-                reach=settings.reach,
-                drag=settings.drag,
             )
         )
         begin, offset = begin + piece.length, offset + size
