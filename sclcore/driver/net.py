@@ -18,6 +18,12 @@ class Connected:
     param: Tensor
     state: dict[str, Any]
 
+    @property
+    def grad(self) -> Tensor:
+        """∂L/∂v of all its elements, averaged over the ranks; 0 where the loss depends on none."""
+        grad = self.param.grad
+        return self.param.new_zeros(()).expand_as(self.param) if grad is None else grad
+
 
 class Net(Protocol):
     """A network in the middle of its training, as the `Driver` of a method shows it."""

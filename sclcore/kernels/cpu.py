@@ -1,6 +1,6 @@
 """The fused step on CPUs: one walk through memory per pass (`cpu.c`), shared between threads.
 
-The second pass rounds like `sclcore.update`, operation by operation, on CPUs with fused
+The second pass rounds like `sclcore.kernels.reference`, operation by operation, on CPUs with fused
 multiply-add; only softplus may differ in the last bit, by its exponential. The first pass adds up
 squares in another order, so divisors may differ in the last bit, and what follows from them. Its
 results depend neither on the number of threads nor on which vectors the CPU has.
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sclcore.kernels import compiler
-from sclcore.options import Options
-from sclcore.shards import Piece
-from sclcore.step import LEAKY_SLOPE
-from sclcore.update import COUNTS
+from sclcore.kernels.options import Options
+from sclcore.kernels.proxies import LEAKY_SLOPE
+from sclcore.kernels.reference import COUNTS
+from sclcore.layout.piece import Piece
 
 _PROXIES = ("identity", "leaky_relu", "softplus", "relu", "clipped")
 # Below this many weights a second thread takes longer to start than it saves.

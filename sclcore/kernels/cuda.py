@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sclcore.kernels import triton_kernels
-from sclcore.options import Options
-from sclcore.shards import Piece
-from sclcore.step import LEAKY_SLOPE
-from sclcore.update import COUNTS
+from sclcore.kernels.options import Options
+from sclcore.kernels.proxies import LEAKY_SLOPE
+from sclcore.kernels.reference import COUNTS
+from sclcore.layout.piece import Piece
 
 _PRECISIONS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sclcore.options import Options
-from sclcore.shards import Piece
+from sclcore.kernels.options import Options
+from sclcore.layout.piece import Piece
 
 
 class Kernel(Protocol):
@@ -32,7 +32,7 @@ class Kernel(Protocol):
         options: Sequence[Options],
         divisors: Tensor,
     ) -> Tensor:
-        """Move w, m and momenta, write v; returns what `sclcore.update.update` counts [pieces, 3].
+        """Move w, m and momenta, write v; returns what the reference counts [pieces, 3].
 
         `divisors` [features of all pieces] is what mask gradients are divided by.
         """

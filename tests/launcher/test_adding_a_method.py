@@ -15,8 +15,7 @@ from torch import nn
 from launcher.errors import UsageError
 from launcher.recipe.describe import describe
 from launcher.recipe.load import load_recipe
-from sclcore import connection_groups
-from sclcore.driver import registry
+from sclcore import connection_groups, registry
 from sclcore.driver.method import Method
 from sclcore.driver.optimizer import Driver
 from tests.launcher.conftest import ANEW, Start, finish, launch, scl, summary, train

@@ -27,7 +27,7 @@ class Snip(MaskedMethod, frozen=True):
         if net.updates > 0:
             net.move(live_masks(net))
             return True
-        scores = [(each.param * each.param.grad).abs().flatten() for each in net.tensors]
+        scores = [(each.param * each.grad).abs().flatten() for each in net.tensors]
         kept = largest_of_all(scores, round(self.density * sum(map(len, scores))))
         for each, mask in zip(net.tensors, kept, strict=True):
             set_mask(each, mask)

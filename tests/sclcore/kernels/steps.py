@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sclcore import update as reference
-from sclcore.geometry import Geometry
+from sclcore.kernels import reference as reference
 from sclcore.kernels.kernel import Kernel
-from sclcore.options import Options
-from sclcore.shards import Piece
-from sclcore.step import PROXIES
-from sclcore.update import FLIPS, REVIVALS
+from sclcore.kernels.options import Options
+from sclcore.kernels.proxies import PROXIES
+from sclcore.kernels.reference import FLIPS, REVIVALS
+from sclcore.layout.geometry import Geometry
+from sclcore.layout.piece import Piece
 
 # What the sums of squares may differ by, relatively: both add up to thousands of float32 in some
 # order, some 1e-7 each time they round, and partly cancelling.
