@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.folder.results import Run, is_number, latest
 from launcher.recipe.recipe import flatten
-from sclcore.driver.registry import parse_method
+from sclcore.registry import parse_method
 
 _EPOCHS = "optim.epochs"
 

@@ -17,7 +17,6 @@ from launcher.export.sizes import sizes
 from launcher.export.source import Source
 from launcher.run.validate import evaluate
 from sclcore import connection_groups, layer_budgets, weight_uses
-from sclcore.connections import LayerBudget, find_connections
 from sclcore.export import (
     ExportError,
     budgets_csv,
@@ -30,6 +29,7 @@ from sclcore.export import (
 from sclcore.export.graphs import Compared
 from sclcore.export.semi_structured import Pattern, patterns, to_semi_structured
 from sclcore.export.values import rounded
+from sclcore.network.connections import LayerBudget, find_connections
 
 # A batch of one is a special case to PyTorch's tracer.
 EXAMPLE_BATCH = 2

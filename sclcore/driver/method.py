@@ -94,7 +94,7 @@ class DrivenMethod(Method, frozen=True):
 
     def groups(self, model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
         """Parameter groups: those with `connections: True` hold what may die."""
-        from sclcore.connections import connection_groups
+        from sclcore.network.connections import connection_groups
 
         return connection_groups(model, exclude=self.exclude)
 

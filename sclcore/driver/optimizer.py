@@ -13,14 +13,14 @@ from torch.distributed.tensor import DTensor
 
 from sclcore.driver.method import DrivenMethod
 from sclcore.driver.net import Connected
-from sclcore.outside import LastWritten, say_lost
-from sclcore.passes import total_norm
-from sclcore.sparse import SparseOptimizer
-from sclcore.weights import check_rule, settings_of, step_dense
+from sclcore.optim.rules import step_dense, total_norm
+from sclcore.optim.settings import check_rule, settings_of
+from sclcore.optim.sparse import SparseOptimizer
+from sclcore.optim.written import LastWritten, say_lost
 
 
 class Driver(SparseOptimizer):
-    """SGD or AdamW (`sclcore.weights`) with a method for the masks of groups with connections.
+    """SGD or AdamW (`sclcore.optim.rules`) with a method for the masks of groups with connections.
 
     `params` are parameter groups made by `connection_groups`; `lr` and the settings of the weights
     (`momentum`, `nesterov`, `weight_decay`, `weight_rule`, `betas`, `eps`) are those of `SCL`.

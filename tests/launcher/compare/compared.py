@@ -12,9 +12,9 @@ import yaml
 from data.files import atomic_write
 from launcher.recipe.recipe import Recipe
 from launcher.tracking import Tracker
-from sclcore.connections import LayerBudget
 from sclcore.driver.method import Method
 from sclcore.export import budgets_csv
+from sclcore.network.connections import LayerBudget
 
 SMALL = {"conv1": 288, "conv2": 18432, "fc": 2560}
 DEEP = {f"layer{i // 9}.{i % 9}.conv.weight": 36864 for i in range(54)}
