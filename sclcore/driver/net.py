@@ -17,6 +17,8 @@ class Connected:
     name: str
     param: Tensor
     state: dict[str, Any]
+    transposed: bool = False
+    """Whether its second dimension counts output features: of a ConvTranspose or Conv1D."""
 
     @property
     def grad(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -97,6 +97,7 @@ class Driver(SparseOptimizer):
     def before_update(self) -> None:
         """Prepare the parameters for the first forward pass of an update."""
         self._losses = [torch.zeros((), dtype=torch.float64)] * self.passes
+        self.held_layers = []
         tensors = self.tensors
         self._take_over_touched(tensors)
         self.method.before_update(self)
@@ -154,7 +155,8 @@ class Driver(SparseOptimizer):
             self.skipped_steps += 1
             self._undraw()
             return loss
-        self.held_layers = []
+        if not self._is_drawn:
+            self.held_layers = []
         updates, tensors = self.updates, self.tensors
         self._take_over_touched(tensors)
         if self.method.step(self):
@@ -172,6 +174,10 @@ class Driver(SparseOptimizer):
             self.method.write(self)
             self._is_drawn = False
             self._note()
+
+    def lr_progress(self, progress: float) -> float:
+        """Where in the schedule of the learning rate the run is; a `Scheduler` asks it."""
+        return self.method.lr_progress(progress)
 
     @torch.no_grad()
     def after_epoch(self, results: Mapping[str, float]) -> None:
@@ -210,11 +216,19 @@ class Driver(SparseOptimizer):
 
     def _parameters(self, *, connections: bool) -> list[Connected]:
         return [
-            Connected(name, param, self.state[param])
+            each
             for group in self.param_groups
             if group["connections"] == connections
-            for name, param in zip(group["names"], group["params"], strict=True)
+            for each in self._of_group(group)
         ]
+
+    def _of_group(self, group: dict[str, Any]) -> Iterator[Connected]:
+        params = group["params"]
+        # What lies outside of connections has torch's names, if any.
+        names = group.get("names", group.get("param_names", [""] * len(params)))
+        transposed = group.get("transposed_groups", [0] * len(params))
+        for name, param, groups in zip(names, params, transposed, strict=True):
+            yield Connected(name, param, self.state[param], transposed=groups > 0)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -25,7 +25,9 @@ from launcher.run.loop import train
 
 CUT = 17
 METHODS = {
+    "imp": ("method.iterations=2", "method.rewind=weights", "method.rewind_to=0.2"),
     "magnitude": ("method.density=0.2", "method.end=0.7", "method.every=3"),
+    "projection": ("method.radius=0.3", "method.end=0.7", "method.every=epoch"),
     "rigl": ("method.density=0.2", "method.end=0.9", "method.every=4"),
     "str": ("method.s_init=-5", "method.s_weight_decay=0.05"),
 }

@@ -72,7 +72,8 @@ def test_its_telemetry_is_that_of_any_sparse_run(method: str, runs: dict[int, Pa
     revivals = sum(line.get("masks/revivals", 0.0) for line in found)
     assert flips > 0
     # What magnitude has removed stays away, what RigL grows was dead.
-    assert (revivals == 0) if method == "magnitude" else revivals > 0 or method == "str"
+    if method != "str":
+        assert (revivals == 0) == (method in ("imp", "magnitude"))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,7 +122,15 @@ def test_what_contradicts_itself_is_refused(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "final_from"), [("magnitude", 71), ("rigl", 90), ("str", 100), ("dense", 0)]
+    ("method", "final_from"),
+    [
+        ("magnitude", 71),
+        ("rigl", 90),
+        ("str", 100),
+        ("dense", 0),
+        ("imp", 54),
+        ("projection", 71),
+    ],
 )
 def test_masks_are_final_when_no_later_update_can_change_them(
     method: str, final_from: int, recipe: Path

@@ -14,6 +14,8 @@ from sclcore import connection_groups
 from sclcore.driver.method import DrivenMethod
 from sclcore.driver.net import Connected, Net
 from sclcore.driver.optimizer import Driver
+from sclcore.methods.magnitude import Magnitude
+from tests.sclcore.nets import Mixed
 
 
 class Rows(DrivenMethod, frozen=True):
@@ -191,3 +193,16 @@ def test_a_copy_has_the_method_too() -> None:
     other = copy.deepcopy(optimizer)
     assert other.method == optimizer.method and other.seed == optimizer.seed
     assert other.mask_hash() == optimizer.mask_hash()
+
+
+def test_a_method_sees_every_parameter_by_its_name() -> None:
+    model = Mixed()
+    driver = Driver(Magnitude(density=0.5), connection_groups(model), lr=0.1)
+    with torch.no_grad():
+        tensors, others = driver.tensors, driver.others
+    assert {each.name: each.param for each in (*tensors, *others)} == dict(model.named_parameters())
+    assert {each.name for each in tensors if each.transposed} == {"up.weight"}
+    assert driver.connection_names == {each.name for each in tensors}
+    [first, *_] = others
+    first.state["kept"] = 3
+    assert driver.others[0].state["kept"] == 3
