@@ -1,0 +1,120 @@
+"""`scl export --format ham,sham --share …` on a real run: few values, every bit of them back."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from launcher.models import SmallConvNet
+from sclcore.connections import find_connections
+from sclcore.export import load_huffman
+from tests.launcher.conftest import summary
+from tests.launcher.export.exports import Output, export, images, logits, network, refused
+
+
+@pytest.mark.parametrize(("share", "most_lost"), [("kmeans:16", 0.03), ("pq:32", 0.06)])
+def test_shared_values_come_with_their_accuracy(
+    share: str, most_lost: float, undisturbed: Path, tmp_path: Path, capsys: Output
+) -> None:
+    out = tmp_path / "export"
+    report = export(undisturbed, out, "ham,sham,safetensors", "--share", share)
+    exact = network(undisturbed)
+    weights = {c.name for c in find_connections(exact)}
+    ham, sham = load_huffman(out / "model.ham"), load_huffman(out / "model.sham")
+    for name, tensor in exact.state_dict().items():
+        assert torch.equal(ham[name], sham[name]), name
+        if name not in weights:
+            assert torch.equal(ham[name], tensor), name
+            continue
+        assert torch.equal(ham[name] != 0, tensor != 0)
+        values = tensor[tensor != 0].unique()
+        # As many as it may have.
+        most = min(int(share.split(":")[1]), len(values))
+        assert len(ham[name][ham[name] != 0].unique()) == most
+    assert summary(undisturbed)["top1"] == pytest.approx(report["accuracy"]["as trained"])
+    lost = report["accuracy"]["as trained"] - report["accuracy"][f"shared, {share}"]
+    assert abs(lost) <= most_lost
+    model = SmallConvNet(width=8, norm="group")
+    model.load_state_dict(sham)
+    assert not torch.equal(logits(model.eval(), images(7)), logits(exact, images(7)))
+
+    sizes = {size["what"]: size for size in report["sizes"]}
+    assert list(sizes) == [
+        *("dense", "dense, gzip", "ham", "ham, bound by formula"),
+        *("sham", "sham, bound by formula"),
+    ]
+    for form in ("ham", "sham"):
+        assert sizes[form]["bytes"] == (out / f"model.{form}").stat().st_size
+        assert sizes[form]["bytes"] < sizes["dense, gzip"]["bytes"]
+        # The bound leaves out the header.
+        content = sizes[form]["positions"] + sizes[form]["values"]
+        assert content < sizes[f"{form}, bound by formula"]["bytes"]
+        more = report["files"][form]["more"]
+        # The first layer, of 72 weights, is too small to gain from a dictionary of 32 values.
+        assert more["share"] == share
+        assert weights - more["layers"].keys() <= {"features.0.weight"}
+        assert all(layer["psi"] < layer["psi_bound"] for layer in more["layers"].values())
+        assert all(layer["psi"] < 1 for layer in more["layers"].values())
+    said = capsys.readouterr().out
+    assert f"top-1, shared, {share}: " in said and f"bit for bit what {share} shares" in said
+    card = (out / "README.md").read_text()
+    assert f"top-1 of the file, shared, {share}" in card
+
+
+def test_what_was_exported_can_be_exported_again(undisturbed: Path, tmp_path: Path) -> None:
+    """Also without --share: its values are few already. So it is with networks trained that way."""
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    values = yaml.safe_load((run / "recipe.yaml").read_text())
+    values["data"]["path"] = "nowhere"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(values))
+    report = export(run, tmp_path / "first", "sham", "--share", "kmeans:8")
+    assert report["accuracy"] == {}, "there are no shards to measure on"
+    first = load_huffman(tmp_path / "first/model.sham")
+    again = export(tmp_path / "first", tmp_path / "again", "ham,sham,safetensors")
+    assert again["files"]["sham"]["more"]["share"] is None
+    assert again["network"]["model"] == "small_convnet"
+    for form in ("ham", "sham"):
+        read = load_huffman(tmp_path / f"again/model.{form}")
+        assert all(torch.equal(read[name], value) for name, value in first.items())
+    assert again["source"]["file"].endswith("model.sham")
+
+
+def test_the_card_says_how_to_load(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    export(undisturbed, out, "sham", "--share", "kmeans:16")
+    [code] = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    assert "load_huffman('model.sham')" in code
+    names: dict[str, torch.nn.Module] = {}
+    exec(code.replace("'model.sham'", repr(str(out / "model.sham"))), names)
+    assert logits(names["model"], images(2)).shape == (2, 10)
+
+
+def test_bad_input_is_one_sentence(undisturbed: Path, tmp_path: Path, capsys: Output) -> None:
+    out = ["--out", tmp_path / "out"]
+    for text in ("kmeans", "kmeans:", "kmeans:1", "kmeans:x", "pq:-4", "median:4", "pq:65537"):
+        line = refused(capsys, undisturbed, "--format", "sham", "--share", text, *out)
+        assert f"--share {text}: should be kmeans:N or pq:N with N from 2 to 65,536" in line
+    assert "--share pq:8 changes ham and sham alone" in refused(
+        capsys, undisturbed, "--format", "compact", "--share", "pq:8", *out
+    )
+    dense = tmp_path / "dense.safetensors"
+    save_file(SmallConvNet(width=8).state_dict(), dense)
+    named = [dense, "--model", "small_convnet", "--kwarg", "width=8", "--image-size", "8", *out]
+    line = refused(capsys, *named, "--format", "ham")
+    assert "--format ham: no layer would be smaller so, with so many different weights" in line
+    assert "let them share values, with --share kmeans:32" in line
+    line = refused(capsys, *named, "--format", "csv,sham", "--share", "pq:65536")
+    assert "let them share values, with fewer values than --share pq:65536" in line
+    torn = tmp_path / "torn.sham"
+    export(undisturbed, tmp_path / "whole", "sham", "--share", "pq:8")
+    torn.write_bytes((tmp_path / "whole/model.sham").read_bytes()[:-9])
+    assert "torn.sham is damaged: its checksum does not match" in refused(
+        capsys, torn, "--format", "csv", *out
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "torn.sham", dense.name}
