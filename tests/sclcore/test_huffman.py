@@ -25,8 +25,10 @@ from sclcore.export import (
     save_huffman,
 )
 from sclcore.export.huffman import Ham, Sham
-from sclcore.export.huffman.code import LONGEST, check_lengths, code_lengths, decode, encode
+from sclcore.export.huffman.code import LONGEST, check_lengths, code_lengths, encode
+from sclcore.export.huffman.decode import decode
 from sclcore.export.huffman.file import CodedEntry, read_huffman_header
+from sclcore.export.huffman.native import find_kernel
 from sclcore.export.huffman.sizes import (
     Counts,
     csc,
@@ -46,6 +48,15 @@ def coded(shape: tuple[int, ...], density: float, values: int = 8, seed: int = 0
     index = (torch.rand(shape, generator=generator) ** 3 * values).long()
     return few[index].where(live, 0.0)
 
+
+@pytest.fixture(params=["C", "numpy"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both readers of codewords."""
+    monkeypatch.setenv("SCL_FUSED", "0" if request.param == "numpy" else "1")
+    assert (find_kernel() is None) == (request.param == "numpy")
+
+
+both_readers = pytest.mark.usefixtures("reader")
 
 # --- the code -------------------------------------------------------------------------------------
 
@@ -76,6 +87,7 @@ def test_no_prefix_code_is_shorter() -> None:
         assert stream_bits(counts) == int((counts * lengths).sum()) == least
 
 
+@both_readers
 def test_symbols_come_back_over_blocks_and_long_codewords() -> None:
     generator = np.random.default_rng(1)
     fibonacci = [1, 1]
@@ -104,6 +116,7 @@ def test_lengths_that_make_no_code(lengths: list[int]) -> None:
         check_lengths(np.array(lengths))
 
 
+@both_readers
 @pytest.mark.parametrize(
     ("cut", "count", "message"),
     [
@@ -160,6 +173,7 @@ def matrices() -> dict[str, Tensor]:
     }
 
 
+@both_readers
 @pytest.mark.parametrize("form", [Ham, Sham])
 @pytest.mark.parametrize("name", matrices())
 def test_every_bit_comes_back(name: str, form: type[Ham] | type[Sham]) -> None:
@@ -172,6 +186,7 @@ def test_every_bit_comes_back(name: str, form: type[Ham] | type[Sham]) -> None:
             assert torch.equal(each.view(torch.uint8), weight.view(torch.uint8))
 
 
+@both_readers
 @pytest.mark.parametrize("name", [n for n in matrices() if n not in ("odd", "convolution")])
 def test_products_are_those_of_the_dense_weight(name: str) -> None:
     weight = matrices()[name]

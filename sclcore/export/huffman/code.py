@@ -1,4 +1,4 @@
-"""Canonical Huffman code: from counts to codewords, from symbols to bits and back, in blocks.
+"""Canonical Huffman code: from counts to codewords, from symbols to bits.
 
 Symbols are numbered 0 … k − 1 from the most frequent to the rarest, so that a code is nothing but
 the lengths of its codewords, which never fall: the first codeword is 0, each next one is the one
@@ -9,7 +9,6 @@ Comm. ACM 7 (1964) 166 (canonical form).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,8 @@ Indices = NDArray[np.int64]
 LONGEST = 57
 """Bits of the longest codeword: eight bytes hold so many from any of their first eight bits on.
 Fewer than 2^39 symbols never need more."""
-_BLOCK_BYTES = 4096
 _ENCODED_AT_ONCE = 1 << 18
+ENDS_EARLY = "its stream ends before its last value"
 
 
 def code_lengths(counts: Indices) -> Indices:
@@ -69,57 +68,31 @@ def encode(symbols: Indices, lengths: Indices) -> bytes:
     return b"".join([*parts, np.packbits(left).tobytes()])
 
 
-def decode(stream: bytes, lengths: Indices, count: int) -> Iterator[Indices]:
-    """The first `count` symbols of `stream`, a few thousand at a time.
-
-    `lengths` have passed `check_lengths`. Raises ExportError where the stream ends before the last
-    symbol, or goes on for more than the bits that fill up its last byte.
-
-    Where a codeword ends, only reading it tells. So a block of the stream is read from each of its
-    bits at once: what starts there is as long as the first bits say; from the true start, the true
-    ones are then found by steps of 1, 2, 4, … codewords.
-    """
-    if len(lengths) < 2:
-        if count and not len(lengths):
-            raise ExportError("it has values, and no code for them")
-        if stream:
-            raise ExportError("its stream holds another number of values")
-        yield np.zeros(count, np.int64)
-        return
-    table = _Table(lengths)
-    at, left = 0, count
-    while left:
-        first = at // 8
-        if at >= 8 * len(stream):
-            raise ExportError("its stream ends before its last value")
-        block = np.frombuffer(stream[first : first + _BLOCK_BYTES + 7], np.uint8)
-        windows = _windows(block, min(_BLOCK_BYTES, len(stream) - first)) >> table.shift
-        rows = np.searchsorted(table.ends, windows, side="right")
-        starts = _starts(table.lengths[rows], at % 8, left)
-        yield table.symbols(windows[starts], rows[starts])
-        at = 8 * first + int(starts[-1] + table.lengths[rows[starts[-1]]])
-        left -= len(starts)
-    if not 0 <= 8 * len(stream) - at < 8:
+def check_end(stream: bytes, at: int) -> None:
+    """ExportError unless bit `at`, behind the last codeword, is in the last byte or behind it."""
+    if at > 8 * len(stream):
+        raise ExportError(ENDS_EARLY)
+    if 8 * len(stream) - at >= 8:
         raise ExportError("its stream holds another number of values")
 
 
-class _Table:
+class Table:
     """What a codeword is recognised by: a row for each length that occurs, the shortest first."""
 
     def __init__(self, lengths: Indices) -> None:
         longest = int(lengths[-1])
         words = _codewords(lengths)
         self.lengths, self.first = np.unique(lengths, return_index=True)
-        self._below = (longest - self.lengths).astype(np.uint64)
+        self.below = (longest - self.lengths).astype(np.uint64)
         aligned = words.astype(np.uint64) << (longest - lengths).astype(np.uint64)
-        self._words = aligned[self.first]
+        self.words = aligned[self.first]
         # The codewords of a row begin with less than `ends`, once all are filled up to the longest.
-        self.ends = np.append(self._words[1:], np.uint64(1 << longest))
+        self.ends = np.append(self.words[1:], np.uint64(1 << longest))
         self.shift = np.uint64(64 - longest)
 
     def symbols(self, windows: NDArray[np.uint64], rows: Indices) -> Indices:
         """What stands at the head of each window, whose codeword is of the length of its row."""
-        beyond = (windows - self._words[rows]) >> self._below[rows]
+        beyond = (windows - self.words[rows]) >> self.below[rows]
         return self.first[rows] + beyond.astype(np.int64)
 
 
@@ -140,23 +113,3 @@ def _bits(words: Indices, lengths: Indices) -> NDArray[np.uint8]:
         has = lengths > place
         bits[ends[has] - 1 - place] = (words[has] >> place) & 1
     return bits
-
-
-def _windows(block: NDArray[np.uint8], size: int) -> NDArray[np.uint64]:
-    """64 bits from each bit of the first `size` bytes on, [8 · size]; zeros beyond the block."""
-    padded = np.zeros(size + 7, np.uint8)
-    padded[: len(block)] = block[: size + 7]
-    eights = np.lib.stride_tricks.sliding_window_view(padded, 8)
-    words = np.ascontiguousarray(eights).view(">u8").astype(np.uint64)
-    return (words << np.arange(8, dtype=np.uint64)).reshape(-1)
-
-
-def _starts(lengths: Indices, start: int, most: int) -> Indices:
-    """The places at which codewords begin: `start` and on, each as far as `lengths` says there."""
-    end = len(lengths)
-    jump = np.append(np.minimum(np.arange(end) + lengths, end), end)
-    starts = np.array([start])
-    while starts[-1] < end and len(starts) < most:
-        starts = np.concatenate([starts, jump[starts]])
-        jump = jump[jump]
-    return starts[starts < end][:most]

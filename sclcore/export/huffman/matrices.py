@@ -16,14 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sclcore.export import positions
 from sclcore.export.files import ExportError
-from sclcore.export.huffman.code import Indices, check_lengths, code_lengths, decode, encode
+from sclcore.export.huffman.code import Indices, Table, check_lengths, code_lengths, encode
+from sclcore.export.huffman.decode import decode
+from sclcore.export.huffman.native import Kernel, find_kernel
 from sclcore.export.values import Bits, bits_of, tensor_of
 
 MOST_VALUES = 1 << 16
@@ -73,6 +77,15 @@ class Stream:
         for symbols in decode(self.bits, self.lengths, self.count):
             yield self.values[symbols]
 
+    def kernel(self, x: Tensor) -> Kernel | None:
+        """What multiplies by the stream in C, if that can be: float32 on the CPU, two values."""
+        fits = x.dtype == self.dtype == torch.float32 and x.device.type == "cpu"
+        return find_kernel() if fits and len(self.values) > 1 else None
+
+    def table(self) -> Tensor:
+        """The values [k] by codeword."""
+        return tensor_of(self.values, self.dtype, self.values.shape)
+
     def all(self) -> Bits:
         return np.concatenate([np.zeros(0, self.values.dtype), *self.blocks()])
 
@@ -103,22 +116,27 @@ class Ham:
     def linear(self, x: Tensor) -> Tensor:
         """x Wᵀ, [..., out] for `x` [..., in], with the dense values of few features at a time."""
         out, inputs = _matrix(self.shape, x)
-        rows = x.reshape(-1, inputs)
-        product, done = rows.new_zeros(len(rows), out), 0
-        for elements in _whole(self.stream.blocks(), inputs):
-            features = tensor_of(elements, self.stream.dtype, (len(elements) // inputs, inputs))
-            product[:, done : done + len(features)] = rows @ features.to(x.dtype).T
-            done += len(features)
-        return product.reshape(*x.shape[:-1], out)
+        columns = x.reshape(-1, inputs).T
+        if kernel := self.stream.kernel(x):
+            code = self.stream.bits, Table(self.stream.lengths), self.stream.table()
+            product = kernel.ham(*code, out, columns)
+        else:
+            product, done = columns.new_zeros(out, columns.shape[1]), 0
+            for elements in _whole(self.stream.blocks(), inputs):
+                features = tensor_of(elements, self.stream.dtype, (len(elements) // inputs, inputs))
+                product[done : done + len(features)] = features.to(x.dtype) @ columns
+                done += len(features)
+        return product.T.reshape(*x.shape[:-1], out)
 
 
 @dataclass(frozen=True)
 class Sham:
-    """A weight of `shape` [out, ...] in the sHAM format; `live`: the places of its values, in
-    row-major order."""
+    """A weight of `shape` [out, ...] in the sHAM format: `counts` [out] live weights in each row
+    of out × fan-in, and the column of each, `columns` [live], in narrow unsigned types."""
 
     shape: torch.Size
-    live: Indices
+    counts: NDArray[Any]
+    columns: NDArray[Any]
     stream: Stream
 
     @classmethod
@@ -126,44 +144,61 @@ class Sham:
         """Raises ExportError where `weight` has too many different values."""
         bits = bits_of(weight)
         live = np.flatnonzero(bits)
-        return cls(weight.shape, live, Stream.of(bits[live], weight.dtype))
+        code = positions.csr_code(live, len(bits), weight.shape[0])
+        stream = Stream.of(bits[live], weight.dtype)
+        return cls(weight.shape, *_narrow(code, weight.shape), stream)
 
     @classmethod
     def read(cls, sections: Sequence[bytes], dtype: torch.dtype, shape: torch.Size) -> Sham:
         """Raises ExportError where the sections do not fit each other or `shape`."""
-        size = math.prod(shape)
-        live = positions.read_csr(list(sections[3:]), size, shape[0])
-        if bool((np.diff(live) <= 0).any()) or live[-1:].sum() >= max(size, 1):
-            raise ExportError("its indices do not rise within its features")
-        return cls(shape, live, Stream.read(sections[:3], dtype, len(live)))
+        code = list(sections[3:])
+        live = positions.read_csr(code, math.prod(shape), shape[0])
+        columns = _narrow(code, shape)[1]
+        if bool((np.diff(live) <= 0).any()) or columns.max(initial=0) >= math.prod(shape[1:]):
+            raise ExportError("its columns do not rise within its rows")
+        stream = Stream.read(sections[:3], dtype, len(live))
+        return cls(shape, *_narrow(code, shape), stream)
 
     def sections(self) -> list[bytes]:
-        """Those of the stream; how many values each feature has; the index of each within it."""
-        code = positions.csr_code(self.live, math.prod(self.shape), self.shape[0])
-        return [*self.stream.sections(), *code]
+        """Those of the stream; how many values each row has; the column of each."""
+        return [*self.stream.sections(), self.counts.tobytes(), self.columns.tobytes()]
 
     def dense(self) -> Tensor:
         """The weight, bit for bit. Raises ExportError where the stream does not hold it."""
         elements = self.stream.all()
-        dense = np.zeros(math.prod(self.shape), elements.dtype)
-        dense[self.live] = elements
-        return tensor_of(dense, self.stream.dtype, tuple(self.shape))
+        dense = np.zeros((self.shape[0], math.prod(self.shape[1:])), elements.dtype)
+        dense[self._rows(), self.columns] = elements
+        return tensor_of(dense.reshape(-1), self.stream.dtype, tuple(self.shape))
 
     def linear(self, x: Tensor) -> Tensor:
         """x Wᵀ, [..., out] for `x` [..., in]: one product for each live weight."""
         out, inputs = _matrix(self.shape, x)
         columns = x.reshape(-1, inputs).T
-        product, done = columns.new_zeros(out, columns.shape[1]), 0
-        for elements in self.stream.blocks():
-            weights = tensor_of(elements, self.stream.dtype, (len(elements), 1)).to(x.dtype)
-            live = torch.from_numpy(self.live[done : done + len(elements)])
-            product.index_add_(0, live // inputs, weights * columns[live % inputs])
-            done += len(elements)
+        if kernel := self.stream.kernel(x):
+            code = self.stream.bits, Table(self.stream.lengths), self.stream.table()
+            product = kernel.sham(*code, self.counts, self.columns, columns)
+        else:
+            product, done, rows = columns.new_zeros(out, columns.shape[1]), 0, self._rows()
+            for elements in self.stream.blocks():
+                block = slice(done, done + len(elements))
+                weights = tensor_of(elements, self.stream.dtype, (len(elements), 1)).to(x.dtype)
+                read = columns[torch.from_numpy(self.columns[block].astype(np.int64))]
+                product.index_add_(0, torch.from_numpy(rows[block]), weights * read)
+                done += len(elements)
         return product.T.reshape(*x.shape[:-1], out)
+
+    def _rows(self) -> Indices:
+        return np.repeat(np.arange(self.shape[0]), self.counts)
 
 
 Matrix = Ham | Sham
 FORMS: dict[str, type[Ham] | type[Sham]] = {"ham": Ham, "sham": Sham}
+
+
+def _narrow(code: Sequence[bytes], shape: torch.Size) -> tuple[NDArray[Any], NDArray[Any]]:
+    fan_in = math.prod(shape[1:])
+    counts = np.frombuffer(code[0], positions.unsigned(fan_in))
+    return counts, np.frombuffer(code[1], positions.unsigned(fan_in - 1))
 
 
 def _matrix(shape: torch.Size, x: Tensor) -> tuple[int, int]:
