@@ -3,13 +3,14 @@
     python -m benchmarks.formats [--quick]
 
 One Linear layer of 4096 × 4096 random weights, pruned to 4 %, with 32 values by k-means: y = x Wᵀ
-by the dense weight, by torch's sparse CSR, and straight from HAM and sHAM. Timed in turn on one
-thread; quoted are medians of milliseconds. The last line is a JSON object; its ratio is the time
-from sHAM to that of the dense product, for a batch of 1.
+by the dense weight, by torch's sparse CSR, and straight from HAM and sHAM, their codewords read in
+C or by numpy. Timed in turn on one thread; quoted are medians of milliseconds. The last line is a
+JSON object; its ratio is the time from sHAM to that of the dense product, for a batch of 1.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 
@@ -45,14 +46,24 @@ def products(weight: Tensor) -> tuple[dict[str, Product], dict[str, int]]:
         "CSR": lambda x: (csr @ x.T).T,
         "HAM": ham.linear,
         "sHAM": sham.linear,
+        "HAM, numpy": lambda x: without_c(ham.linear, x),
+        "sHAM, numpy": lambda x: without_c(sham.linear, x),
     }
+    coded = {"HAM": sum(map(len, ham.sections())), "sHAM": sum(map(len, sham.sections()))}
     held = {
         "dense": 4 * weight.numel(),
         "CSR": sum(part.numel() * part.element_size() for part in parts),
-        "HAM": sum(map(len, ham.sections())),
-        "sHAM": sum(map(len, sham.sections())),
+        **{name: coded[name.partition(",")[0]] for name in [*ways][2:]},
     }
     return ways, held
+
+
+def without_c(product: Product, x: Tensor) -> Tensor:
+    os.environ["SCL_FUSED"] = "0"
+    try:
+        return product(x)
+    finally:
+        del os.environ["SCL_FUSED"]
 
 
 def main() -> None:
