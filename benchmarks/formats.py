@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.common import in_turn, median, median_ratio, options_parser, parse, report, table
 from sclcore.export.huffman import Ham, Sham
-from sclcore.export.sharing import Sharing, shared_weight
+from sclcore.sharing import Sharing, shared_weight
 
 DENSITY, VALUES = 0.04, 32
 TARGET = 1.0

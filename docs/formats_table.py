@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sclcore.export.huffman.sizes import Counts, csc, ham_bound, section_bytes, sham_bound
-from sclcore.export.sharing import Sharing, shared_weight
+from sclcore.sharing import Sharing, shared_weight
 
 SHAPES = ((4096, 512), (4096, 4096), (10, 4096))
 SIZE = sum(out * inputs for out, inputs in SHAPES)

@@ -16,7 +16,7 @@ from launcher.export.sizes import coded_bound, coded_sizes
 from sclcore.connections import find_connections
 from sclcore.export import ExportError, NothingSmaller, save_huffman
 from sclcore.export.huffman.file import CodedEntry
-from sclcore.export.sharing import Sharing, shared_weight
+from sclcore.sharing import Sharing, shared_weight
 
 
 def write_ham(job: Job, folder: Path) -> Written:
@@ -55,7 +55,7 @@ def _shared(weights: dict[str, Tensor], share: str) -> dict[str, Tensor]:
     for name, weight in weights.items():
         try:
             shared[name] = shared_weight(weight, sharing)
-        except ExportError as error:
+        except ValueError as error:
             raise ExportError(f"{name} cannot be shared: {error}") from None
     return shared
 

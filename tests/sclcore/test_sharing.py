@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sclcore.export import ExportError
-from sclcore.export.sharing import Sharing, kmeans, quantised, share, shared_weight
+from sclcore.sharing import Sharing, kmeans, quantised, share, shared_weight
 
 
 def weights(size: int, density: float = 0.3, seed: int = 0) -> Tensor:
@@ -100,7 +99,7 @@ def test_odd_weights() -> None:
     transposed = weights(40)[:, :30].T
     shared = shared_weight(transposed, Sharing("pq", 4))
     assert torch.equal(shared != 0, transposed != 0) and len(shared.unique()) == 5
-    with pytest.raises(ExportError, match="values that are not finite"):
+    with pytest.raises(ValueError, match="values that are not finite"):
         shared_weight(torch.tensor([[1.0, torch.inf]]), Sharing("pq", 2))
     with pytest.raises(ValueError, match="kmeans:1 should be kmeans or pq of 2 values or more"):
         Sharing("kmeans", 1)

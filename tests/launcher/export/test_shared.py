@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
+from launcher.cli import main
 from launcher.models import SmallConvNet
 from sclcore.connections import find_connections
-from sclcore.export import load_huffman
+from sclcore.export import load_compact, load_huffman
 from tests.launcher.conftest import summary
 from tests.launcher.export.exports import Output, export, images, logits, network, refused
 
@@ -93,6 +96,26 @@ def test_the_card_says_how_to_load(undisturbed: Path, tmp_path: Path) -> None:
     names: dict[str, torch.nn.Module] = {}
     exec(code.replace("'model.sham'", repr(str(out / "model.sham"))), names)
     assert logits(names["model"], images(2)).shape == (2, 10)
+
+
+def test_the_lines_of_the_document(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs/formats.md").read_text()
+    first, *others = (line.strip() for line in text.splitlines() if line.startswith("    scl exp"))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/digits_scl").symlink_to(undisturbed)
+    monkeypatch.chdir(tmp_path)
+    [compact] = [line for line in others if "model.sham" in line]
+    for command in (first, compact):
+        assert main(shlex.split(command)[1:]) == 0
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"model": SmallConvNet(width=8, norm="group")}
+    exec(code, names)
+    weight = names["model"].classifier.weight
+    assert names["outputs"].shape == (8, 10) and len(weight[weight != 0].unique()) == 16
+    read = load_compact("runs/digits_shared_compact/model.sclc")
+    assert torch.equal(read["classifier.weight"], weight)
 
 
 def test_bad_input_is_one_sentence(undisturbed: Path, tmp_path: Path, capsys: Output) -> None:

@@ -30,8 +30,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sclcore.export.files import ExportError
-
 Reals = NDArray[np.float64]
 Indices = NDArray[np.int64]
 _MOST_EXACT = 256
@@ -67,12 +65,12 @@ def share(weight: Tensor, sharing: Sharing) -> Shared:
     """The values of `weight` (any shape, floating point), and which live weight has which.
 
     A weight with no more different values than `sharing.count` keeps them as they are. The same
-    weight and sharing give the same result. Raises ExportError for weights that are not finite.
+    weight and sharing give the same result. Raises ValueError for weights that are not finite.
     """
     live = weight.detach().cpu().flatten()
     live = live[live != 0]
     if not bool(torch.isfinite(live).all()):
-        raise ExportError("it holds values that are not finite, which cannot be shared")
+        raise ValueError("it holds values that are not finite, which cannot be shared")
     own, index = live.unique(return_inverse=True)
     if len(own) <= sharing.count:
         return Shared(own, index)
