@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -68,6 +69,33 @@ def test_shared_values_come_with_their_accuracy(
     assert f"top-1, shared, {share}: " in said and f"bit for bit what {share} shares" in said
     card = (out / "README.md").read_text()
     assert f"top-1 of the file, shared, {share}" in card
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_models_of_timm(name: str, tmp_path: Path) -> None:
+    """Convolutions of all shapes, projections of attention; embeddings stay as they are."""
+    torch.manual_seed(0)
+    kwargs: dict[str, Any] = {
+        "resnet18": {"channels": [8, 16, 16, 32]},
+        "vit_tiny_patch16_224": {"img_size": 32, "depth": 1},
+    }[name]
+    model = timm.create_model(name, num_classes=5, **kwargs)
+    with torch.no_grad():
+        for connection in find_connections(model):
+            connection.parameter.mul_(torch.rand_like(connection.parameter) < 0.3)
+    save_file({k: v.clone() for k, v in model.state_dict().items()}, tmp_path / "w.safetensors")
+    more = ["--model", name, "--image-size", "32", "--share", "kmeans:8"]
+    for key, value in kwargs.items():
+        more += ["--kwarg", f"{key}={value}"]
+    report = export(tmp_path / "w.safetensors", tmp_path / "out", "sham", *more)
+    read = load_huffman(tmp_path / "out/model.sham")
+    weights = {c.name for c in find_connections(model)}
+    for key, value in model.state_dict().items():
+        if key in weights:
+            assert torch.equal(read[key] != 0, value != 0) and len(read[key].unique()) == 9, key
+        else:
+            assert torch.equal(read[key], value), key
+    assert report["files"]["sham"]["more"]["layers"].keys() == weights
 
 
 def test_what_was_exported_can_be_exported_again(undisturbed: Path, tmp_path: Path) -> None:
