@@ -31,6 +31,7 @@ FLOORS = {
     "sclcore": [
         "lazy",
         "schedule",
+        "sharing",
         "optim",
         "layout",
         "network",
