@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sclcore.kernels import triton_kernels
-from sclcore.kernels.options import Options
+from sclcore.kernels.options import RATES, Options
 from sclcore.kernels.proxies import LEAKY_SLOPE
 from sclcore.kernels.reference import COUNTS
 from sclcore.layout.piece import Piece
@@ -97,11 +97,7 @@ class CudaKernel:
                 prices,
                 divisors.contiguous(),
                 counts,
-                float(common.lr),
-                float(common.momentum),
-                float(common.weight_decay),
-                float(common.mask_lr),
-                float(common.mask_momentum),
+                *(float(getattr(common, name)) for name in RATES),
                 **constants,
             )
         # PyTorch cannot know it: a backward through what the parameters were must fail.
