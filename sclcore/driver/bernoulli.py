@@ -33,6 +33,8 @@ Curve = Literal["sigmoid", "hard"]
 Estimator = Literal["arm", "ar"]
 # The hard sigmoid is clip(kφ/7 + ½, 0, 1).
 _WIDTH = 7.0
+# φ of a gate that is only just likelier to be open than shut, and no question to k = 5000.
+_BARELY = 0.01
 
 
 def probability(phi: Tensor, k: float, curve: Curve) -> Tensor:
@@ -82,21 +84,11 @@ def drawn(net: Net, pi: Gates, number: int) -> dict[str, Tensor]:
 
 
 def survivors(pi: Gates, *, scaled: bool) -> dict[str, Tensor]:
-    """The gates as evaluated: π where it is ½ or more, or 1 if not `scaled`; else 0.
-
-    The likeliest feature of each layer stays in any case: without it nothing passes the layer.
-    """
-    gates = {}
-    for name, p in pi.items():
-        is_open = p >= 0.5
-        is_open[p.argmax()] = True
-        gates[name] = torch.where(is_open, p if scaled else torch.ones_like(p), 0.0)
-    return gates
-
-
-def closed_layers(pi: Gates) -> list[str]:
-    """Layers all of whose gates would be shut."""
-    return [name for name, p in pi.items() if not (p >= 0.5).any()]
+    """The gates as evaluated: π where it is ½ or more, or 1 if not `scaled`; else 0."""
+    return {
+        name: torch.where(p >= 0.5, p if scaled else torch.ones_like(p), 0.0)
+        for name, p in pi.items()
+    }
 
 
 def move_gates(
@@ -111,7 +103,8 @@ def move_gates(
 ) -> None:
     """One update of every φ by Adam. `decays`: φ feels the rows' decay.
 
-    Collective: it asks for the losses of this update.
+    The likeliest feature of a layer stays: without it nothing would pass. Collective: it asks for
+    the losses of this update.
     """
     losses, layers, u = net.losses, gated_layers(net), uniforms(net)
     group = net.settings
@@ -126,6 +119,9 @@ def move_gates(
         cost = price * layer.row / total + 0.5 * decay * rows
         grad = by_logit * logit_slope(phi, k, curve) + cost * slope(phi, k, curve)
         adam(layer.state, "phi", grad, lr)
+        if not (phi >= 0).any():
+            phi[phi.argmax()] = _BARELY
+            net.held_layers.append(layer.name)
 
 
 def regulariser(net: Net, pi: Gates, lam: float | Mapping[str, float]) -> float:

@@ -149,18 +149,25 @@ def write_gated(net: Net, gates: Gates) -> None:
 
 def live(net: Net, gates: Gates) -> list[Tensor]:
     """Which connections of each tensor live: not the rows of shut features, nor their columns."""
-    masks = []
-    for each, units in zip(net.tensors, net.settings["units"], strict=True):
-        mask = torch.ones_like(each.param, dtype=torch.bool)
-        if units["count"]:
-            mask &= _along(gates[each.name] != 0, mask)
-        for source, block in units["columns"]:
-            read = (gates[source] != 0).repeat_interleave(block)
-            # The columns of a group of a convolution are those of its own inputs.
-            columns = mask.view(units["groups"], -1, *mask.shape[1:])
-            columns &= read.view(units["groups"], 1, -1, *[1] * (mask.ndim - 2))
-        masks.append(mask)
-    return masks
+    return [
+        live_of(each.name, tuple(each.param.shape), units, gates, each.param.device)
+        for each, units in zip(net.tensors, net.settings["units"], strict=True)
+    ]
+
+
+def live_of(
+    name: str, shape: tuple[int, ...], units: Units, gates: Gates, device: Any = "cpu"
+) -> Tensor:
+    """The same of one tensor, known by its shape."""
+    mask = torch.ones(shape, dtype=torch.bool, device=device)
+    if units["count"]:
+        mask &= _along(gates[name] != 0, mask)
+    for source, block in units["columns"]:
+        read = (gates[source] != 0).repeat_interleave(block)
+        # The columns of a group of a convolution are those of its own inputs.
+        columns = mask.view(units["groups"], -1, *mask.shape[1:])
+        columns &= read.view(units["groups"], 1, -1, *[1] * (mask.ndim - 2))
+    return mask
 
 
 def move_latents(net: Net, gates: Gates, keep: Gates) -> None:

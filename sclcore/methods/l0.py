@@ -14,7 +14,6 @@ from pydantic import Field
 
 from sclcore.driver.bernoulli import (
     Price,
-    closed_layers,
     drawn,
     move_gates,
     phi_of,
@@ -90,7 +89,6 @@ class L0(GatedMethod, frozen=True):
             decays=True,
         )
         move_latents(net, drawn(net, pi, 0), pi)
-        net.held_layers = closed_layers(self._pi(net))
         self.write(net)
         return False
 

@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 
 from sclcore.driver.bernoulli import (
     Price,
-    closed_layers,
     drawn,
     move_gates,
     probabilities,
@@ -123,7 +122,6 @@ class NPN(GatedMethod, frozen=True):
                 decays=False,
             )
         move_latents(net, drawn(net, pi, 0), pi)
-        net.held_layers = closed_layers(self._pi(net))
         self.write(net)
         return False
 

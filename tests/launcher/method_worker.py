@@ -25,7 +25,10 @@ from launcher.run.loop import train
 
 CUT = 17
 METHODS = {
+    "from_scratch": ("method.density=0.5", "method.gate_lr=0.1", "method.search_until=0.5"),
+    "l0": ("method.lam=3", "method.gate_lr=0.02", "method.keep=0.7"),
     "magnitude": ("method.density=0.2", "method.end=0.7", "method.every=3"),
+    "npn": ("method.lam=5", "method.gate_lr=0.03", "method.grow=true", "method.init_size=0.8"),
     "rigl": ("method.density=0.2", "method.end=0.9", "method.every=4"),
     "str": ("method.s_init=-5", "method.s_weight_decay=0.05"),
 }

@@ -12,7 +12,7 @@ GATES = {"conv.weight": "norm", "deep.weight": "deep", "hidden.weight": "hidden"
 
 
 class GatedNet(nn.Module):
-    """A convolution with batch norm, one with a bias, a hidden layer, an output. Input [n, 2, 4, 4].
+    """Convolutions with batch norm and with a bias, a hidden layer, an output. Input [n, 2, 4, 4].
 
     Smooth activations, because a kink would tell two correct programs apart.
     """

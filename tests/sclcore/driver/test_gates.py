@@ -178,7 +178,7 @@ def test_columns_of_a_grouped_convolution_are_those_of_its_own_inputs() -> None:
 
 def test_what_others_write_becomes_the_latent_value() -> None:
     """Also into batch norm's parameters; what is shut stays 0, and is counted."""
-    model, [(images, labels)] = gated_net(), gated_batches(1)
+    model, [(images, _labels)] = gated_net(), gated_batches(1)
     optimizer = driver(model, images[:1], lr=0.0)
     gates = set_gates(optimizer, share=0.0)
     optimizer.method.shown(optimizer)["conv.weight"][1] = 0.0  # type: ignore[attr-defined]

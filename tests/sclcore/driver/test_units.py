@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_vgg_flattens_its_last_maps() -> None:
     units = units_of("vgg11_bn", size=32)
     names = list(units)
     assert gated(units) == {name.removesuffix(".weight") for name in names[:-1]}
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in itertools.pairwise(names):
         assert units[name]["columns"] == [(before, 1)], name
 
 

@@ -89,11 +89,11 @@ class Textbook:
             name: torch.full((size,), start, dtype=torch.float64, requires_grad=True)
             for name, size in sizes.items()
         }
-        self.adam = torch.optim.Adam(self.phi.values(), lr=0.02, fused=True)
+        self.adam = torch.optim.Adam(self.phi.values(), lr=0.004, fused=True)
         parameters = dict(model.named_parameters())
         vectors = [p for p in parameters.values() if p.ndim == 1]
         gated = [p for name, p in parameters.items() if name in GATES]
-        groups = [{"params": vectors}, {"params": gated}]
+        groups: list[dict[str, Any]] = [{"params": vectors}, {"params": gated}]
         groups.append({"params": [model.head.weight], "weight_decay": SGD["weight_decay"]})
         self.sgd = torch.optim.SGD(groups, lr=SGD["lr"], momentum=SGD["momentum"])
 
@@ -118,9 +118,9 @@ class Textbook:
         # The loss trains weights in the first pass alone; the penalty trains both.
         (f[0] + penalty).backward()
         for name, phi in self.phi.items():
-            by_draws = 7 * float(f[1] - f[0]) * (u[name] - 0.5)
+            by_draws = 7 * float(f[1].detach() - f[0].detach()) * (u[name] - 0.5)
             if self.estimator == "ar":
-                by_draws = 7 * float(f[0]) * (1 - 2 * u[name])
+                by_draws = 7 * float(f[0].detach()) * (1 - 2 * u[name])
             assert phi.grad is not None
             phi.grad += by_draws
         self.sgd.step()
@@ -137,7 +137,7 @@ def test_it_is_the_textbooks(estimator: Any) -> None:
     prices = {"conv.weight": 0.5, "deep.weight": 2.0, "hidden.weight": 0.5}
     model, batches = gated_net(), gated_batches(20)
     book = Textbook(gated_net(), lam=prices, estimator=estimator)
-    optimizer = l0(model, 5, lam={"*": 0.5, "deep": 2.0}, estimator=estimator)
+    optimizer = l0(model, 5, lam={"*": 0.5, "deep": 2.0}, estimator=estimator, gate_lr=0.004)
     gated_training(model, optimizer, batches)
     for number, batch in enumerate(batches):
         book.step(batch, number)
@@ -152,13 +152,13 @@ def test_it_is_the_textbooks(estimator: Any) -> None:
         torch.testing.assert_close(found.detach(), expected.detach(), rtol=0, atol=1e-9, msg=name)
 
 
-def test_survivors_are_scaled_or_whole_and_a_layer_keeps_one() -> None:
+def test_survivors_are_scaled_or_whole() -> None:
     pi = {"a": torch.tensor([0.2, 0.5, 0.9]), "b": torch.tensor([0.1, 0.3, 0.2])}
     scaled = survivors(pi, scaled=True)
     torch.testing.assert_close(scaled["a"], torch.tensor([0.0, 0.5, 0.9]))
-    torch.testing.assert_close(scaled["b"], torch.tensor([0.0, 0.3, 0.0]))
+    assert not scaled["b"].any()
     whole = survivors(pi, scaled=False)
-    assert [whole["a"].tolist(), whole["b"].tolist()] == [[0, 1, 1], [0, 1, 0]]
+    assert [whole["a"].tolist(), whole["b"].tolist()] == [[0, 1, 1], [0, 0, 0]]
 
 
 def test_between_updates_the_network_is_the_evaluated_one() -> None:
@@ -179,7 +179,8 @@ def test_between_updates_the_network_is_the_evaluated_one() -> None:
     live = optimizer.live_connections()
     assert live["conv.weight"] == 18, "the likeliest of its 4 features"
     assert held == {*GATES}
-    assert optimizer.metrics()["gates/conv.weight"] < 0.2
+    pi = optimizer.method.shown(optimizer)["conv.weight"]  # type: ignore[attr-defined]
+    assert pi.max() == pytest.approx(1 / (1 + math.exp(-0.07)))
 
 
 def test_without_a_price_and_with_ever_likelier_gates_nothing_dies() -> None:
