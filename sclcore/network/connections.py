@@ -131,6 +131,19 @@ def weight_uses(model: nn.Module, example_input: Any) -> dict[str, float]:
         # While the functional call runs, the attribute is a meta stand-in: bind the name.
         hook = _count_uses(uses, layer.weight.name, layer.attribute)
         handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        pass_on_meta(model, example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return dict(uses)
+
+
+def pass_on_meta(model: nn.Module, example_input: Any) -> Any:
+    """What `model` returns in evaluation: shapes only; for the hooks that see it computed.
+
+    `example_input` is a tensor or a tuple of positional arguments. The model is left as it was.
+    """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     modes = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -143,16 +156,13 @@ def weight_uses(model: nn.Module, example_input: Any) -> dict[str, float]:
         stand_ins = {id(tensor): _to_meta(tensor) for _, tensor in _tensors(model)}
         state = {name: stand_ins[id(tensor)] for name, tensor in _tensors(model)}
         with torch.no_grad():
-            torch.func.functional_call(
+            return torch.func.functional_call(
                 model, state, tuple(_to_meta(x) for x in inputs), tie_weights=False
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, training in modes:
             module.training = training
-        for handle in handles:
-            handle.remove()
-    return dict(uses)
 
 
 @dataclass(frozen=True)

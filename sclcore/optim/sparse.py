@@ -65,6 +65,9 @@ class SparseOptimizer(Optimizer):
     passes: int = 1
     """Forward passes of an update. The first is differentiated, the others only give their loss."""
 
+    _group_keys: frozenset[str] = frozenset()
+    """What else a parameter group may hold."""
+
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._reset()
         super().__init__(params, defaults)
@@ -97,6 +100,7 @@ class SparseOptimizer(Optimizer):
             self._check_names(given)
             self._validate(group)
             clear_idle(group, given)
+            self._name(group)
             if group["connections"]:
                 self._complete(group)
         except ValueError:
@@ -107,7 +111,7 @@ class SparseOptimizer(Optimizer):
         """ValueError for a setting of a group that nobody would ask for."""
         known = {name for name in self.defaults if name not in _OURS}
         noted = {f"initial_{name}" for name in self.defaults}
-        if unknown := sorted(given - known - noted - _OURS):
+        if unknown := sorted(given - known - noted - _OURS - self._group_keys):
             kind = type(self).__name__
             raise ValueError(
                 f"unknown option {unknown[0]!r}: {kind} knows {', '.join(sorted(known))}"
@@ -201,13 +205,16 @@ class SparseOptimizer(Optimizer):
         """SHA-256 of all masks: equal on all ranks, and in two runs that chose the same network."""
         return hash_masks(self.masks())
 
-    def _complete(self, group: dict[str, Any]) -> None:
-        """What a group of connections says of its tensors, where it was left out."""
+    def _name(self, group: dict[str, Any]) -> None:
+        """Give the parameters of a group their names, or numbers for want of these."""
         size = len(group["params"])
         first = sum(len(g["params"]) for g in self.param_groups if g is not group)
         numbers = [f"param{first + i}" for i in range(size)]
         # Not "param_names": torch wants that in all groups or in none.
         group.setdefault("names", group.get("param_names", numbers))
+
+    def _complete(self, group: dict[str, Any]) -> None:
+        """What a group of connections says of its tensors, where it was left out."""
         group.setdefault("shapes", [tuple(p.shape) for p in group["params"]])
 
 
