@@ -46,7 +46,7 @@ from benchmarks.training import (
     warm_up,
 )
 from launcher.recipe.engine import EngineConfig
-from sclcore.connections import find_connections
+from sclcore.network.connections import find_connections
 
 MODELLED = [2**power for power in range(11)]
 TARGET = 0.99

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-import sclcore.optimizer
+import sclcore.scl.optimizer
 from benchmarks.common import options_parser, parse, report, synchronize, table
 from benchmarks.training import single_world
 from data.packing.pack import pack
@@ -86,8 +86,8 @@ def measure(recipe: Recipe, world: World, device: torch.device, epochs: int) -> 
     calls = ("before_step", "after_micro_batch", "after_step", "start_epoch", "end_epoch")
     clock.around(monitor, *calls)
     clock.around(learner.optimizer, "_add_flips")
-    observe = sclcore.optimizer.observe
-    clock.around(sclcore.optimizer, "observe")
+    observe = sclcore.scl.optimizer.observe
+    clock.around(sclcore.scl.optimizer, "observe")
     batches = inputs.batches(0, 0)
 
     def train_epochs(epochs: range) -> None:
@@ -107,7 +107,7 @@ def measure(recipe: Recipe, world: World, device: torch.device, epochs: int) -> 
         synchronize(device)
         taken = time.perf_counter() - began
     finally:
-        sclcore.optimizer.observe = observe
+        sclcore.scl.optimizer.observe = observe
         tracker.close()
     steps = epochs * inputs.steps_per_epoch
     return {

@@ -22,8 +22,8 @@ from launcher.recipe.load import load_recipe
 from launcher.recipe.recipe import Recipe
 from launcher.run.optimizer import build_optimizer
 from sclcore import SCL
-from sclcore.connections import layer_budgets, weight_uses
-from sclcore.weights import buffers_of
+from sclcore.network.connections import layer_budgets, weight_uses
+from sclcore.optim.settings import buffers_of
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DOCUMENT = Path(__file__).with_name("recipes.md")

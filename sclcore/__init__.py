@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sclcore.connections import connection_groups, layer_budgets, weight_uses
-    from sclcore.optimizer import SCL
+    from sclcore.network.connections import connection_groups, layer_budgets, weight_uses
+    from sclcore.optim.sparse import apply_masks
     from sclcore.schedule import Schedule, Scheduler
-    from sclcore.sparse import apply_masks
+    from sclcore.scl.optimizer import SCL
 
 __all__ = [
     "SCL",
@@ -28,13 +28,13 @@ __all__ = [
 
 # Looked up when first asked for: whoever reads a recipe needs `Schedule` and no second of torch.
 _HOMES = {
-    "SCL": "sclcore.optimizer",
+    "SCL": "sclcore.scl.optimizer",
     "Schedule": "sclcore.schedule",
     "Scheduler": "sclcore.schedule",
-    "apply_masks": "sclcore.sparse",
-    "connection_groups": "sclcore.connections",
-    "layer_budgets": "sclcore.connections",
-    "weight_uses": "sclcore.connections",
+    "apply_masks": "sclcore.optim.sparse",
+    "connection_groups": "sclcore.network.connections",
+    "layer_budgets": "sclcore.network.connections",
+    "weight_uses": "sclcore.network.connections",
 }
 
 

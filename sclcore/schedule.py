@@ -115,10 +115,12 @@ class Scheduler:
 
         `lam` is the λ that the schedule's factor applies to, where it is steered; None for the
         group's own. Nothing else sets λ. Groups that hold `progress`, as those of
-        a `Driver` do, are told it: their masks follow a schedule of their own.
+        a `Driver` do, are told it: their masks follow a schedule of their own. An optimizer with
+        `lr_progress` says where in the schedule of lr the run is, which may come back there.
         """
+        lr_progress = getattr(self.optimizer, "lr_progress", None)
         factors = {
-            "lr": self.schedule.lr_factor(progress),
+            "lr": self.schedule.lr_factor(lr_progress(progress) if lr_progress else progress),
             "lam": self.schedule.lam_factor(progress),
             "mask_lr": self.schedule.mask_lr_factor(progress),
         }

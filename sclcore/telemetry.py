@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sclcore.connections import LayerBudget
-from sclcore.observe import Observation
-from sclcore.optimizer import SCL
-from sclcore.sparse import SparseOptimizer
+from sclcore.network.connections import LayerBudget
+from sclcore.optim.sparse import Observation, SparseOptimizer
+from sclcore.scl.optimizer import SCL
 
 # The thresholds of the failure modes; each is a judgement, not a law.
 _NEAR = 0.1

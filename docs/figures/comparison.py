@@ -13,7 +13,7 @@ from pathlib import Path
 from data.files import atomic_write
 from launcher.compare import Comparison, Configuration, Stat, compare_runs
 from launcher.compare.figures import accuracy, png
-from sclcore.driver.registry import known_methods
+from sclcore.registry import known_methods
 
 _DOCS = Path(__file__).resolve().parents[1]
 _KNOBS = ("method.lam", "method.density", "method.s_weight_decay")

@@ -66,39 +66,25 @@ def draw_building(axes: Axes, package: str, ground: float, left: float, width: f
         axes.add_patch(box)
         middle = bottom + _HEIGHT / 2
         axes.text(left + 0.15, middle, room, va="center", weight="bold", fontsize=9)
-        axes.text(left + 1.75, middle + 0.17, purpose(package, room), va="center", fontsize=7.5)
+        axes.text(left + 1.5, middle + 0.17, purpose(package, room), va="center", fontsize=7.5)
         uses = ", ".join(below(package, room))
         under = f"{lines(package, room):,} lines" + (f" · imports {uses}" if uses else "")
-        axes.text(left + 1.75, middle - 0.2, under, va="center", fontsize=6.8, color=_GREY)
+        axes.text(left + 1.5, middle - 0.2, under, va="center", fontsize=6.8, color=_GREY)
     roof = ground + len(FLOORS[package])
     axes.text(left, roof + 0.12, f"{package}/", weight="bold", fontsize=12)
     return roof
 
 
 def draw(path: Path) -> None:
-    figure = Figure(figsize=(15, 10.5), layout="constrained")
+    figure = Figure(figsize=(15, 13), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    roof = draw_building(axes, "launcher", 0, 0, 8.2)
-    draw_building(axes, "data", 0, 8.7, 6.8)
-    above = len(FLOORS["data"]) + 1.6
-    core = FancyBboxPatch(
-        (8.7, above),
-        6.8,
-        1.6,
-        boxstyle="round,pad=0,rounding_size=0.12",
-        facecolor=_COLOURS["sclcore"],
-        edgecolor="white",
-    )
-    axes.add_patch(core)
-    axes.text(8.7, above + 1.72, "sclcore/", weight="bold", fontsize=12)
-    said = "The method, as plain PyTorch: optimizer, connections, schedules, telemetry, export"
-    axes.text(8.85, above + 1.05, said, va="center", fontsize=7.5)
-    total = sum(len(f.read_text().splitlines()) for f in (ROOT / "sclcore").rglob("*.py"))
-    axes.text(8.85, above + 0.55, f"{total:,} lines", va="center", fontsize=6.8, color=_GREY)
+    launcher_roof = draw_building(axes, "launcher", 0, 0, 7.6)
+    data_roof = draw_building(axes, "data", 0, 8, 7.6)
+    roof = draw_building(axes, "sclcore", data_roof + 1.2, 8, 7.6)
     axes.text(
-        8.7,
-        above + 3.0,
+        0,
+        launcher_roof + 1.3,
         "A room imports from the rooms below it. launcher/ imports from data/ and sclcore/;\n"
         "these two know neither it nor each other.",
         fontsize=9,

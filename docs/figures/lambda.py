@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.defaults import BATCH, LR, NETWORKS, samples, shifted
 from sclcore import SCL, Schedule, Scheduler, connection_groups
-from sclcore.controller import TargetController
-from sclcore.forecast import Moment, forecast
+from sclcore.scl.controller import TargetController
+from sclcore.scl.forecast import Moment, forecast
 
 LAMBDAS = (0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 0.9)
 TARGETS = (0.2, 0.1, 0.05, 0.02)

@@ -25,7 +25,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from sclcore import SCL, connection_groups
-from sclcore.step import PROXIES
+from sclcore.kernels.proxies import PROXIES
 
 STEPS = 240
 _LIVE, _DEAD, _WRONG = "#1f6fb4", "#e08a2e", "#c62f2f"

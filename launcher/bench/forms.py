@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from launcher.export.source import Source
-from sclcore.connections import find_connections
 from sclcore.export import ExportError, load_semi_structured, save_onnx
 from sclcore.export.folding import fold_batch_norm
 from sclcore.export.graphs import onnx_session
 from sclcore.export.removal import remove_dead_features
 from sclcore.export.semi_structured import patterns
+from sclcore.network.connections import find_connections
 
 Run = Callable[[Tensor], object]
 

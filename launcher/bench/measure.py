@@ -18,7 +18,7 @@ from launcher.bench.timing import latencies
 from launcher.errors import RunError, UsageError
 from launcher.export.source import Source
 from sclcore import layer_budgets, weight_uses
-from sclcore.connections import find_connections
+from sclcore.network.connections import find_connections
 
 
 def bench(

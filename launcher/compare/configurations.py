@@ -18,7 +18,7 @@ from launcher.compare.entries import read_entries
 from launcher.compare.entry import Entry
 from launcher.compare.pareto import pareto_front
 from launcher.folder.results import ReportError
-from sclcore.driver.registry import known_methods
+from sclcore.registry import known_methods
 
 # Keys that do not make a run another configuration: its name, and how it is recorded and kept.
 _IDENTITY = ("name", "run_dir", "seed", "tracking", "checkpoint")

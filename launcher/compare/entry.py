@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.folder.results import Run, is_number, latest
 from launcher.recipe.recipe import flatten
+from sclcore.registry import parse_method
 
 _EPOCHS = "optim.epochs"
 
@@ -48,13 +49,25 @@ class Entry:
     def value(self, key: str) -> float | None:
         """What the summary says of `key`, of an unfinished run the latest; None if nothing.
 
-        `images_per_s` is the median over the intervals that were logged.
+        `images_per_s` is the median over the intervals that were logged, `cost` what all epochs of
+        the recipe cost, in epochs of the dense network.
         """
+        if key == "cost":
+            return self._cost()
         if key == "images_per_s":
             rates = self.run.series("speed/images_per_s")[1]
             return statistics.median(rates) if rates else None
         value = latest(self.run).get(key)
         return float(value) if is_number(value) else None
+
+    def _cost(self) -> float | None:
+        epochs = self.settings.get(_EPOCHS)
+        try:
+            method = parse_method(self.recipe.get("method"))
+        except ValueError:
+            # Of another version, or of a package that is not installed here.
+            return None
+        return float(epochs) * method.update_cost if is_number(epochs) else None
 
     def state(self) -> str:
         """`finished`, or how far the run has come."""

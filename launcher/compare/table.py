@@ -22,7 +22,7 @@ _WIDTH_OF_A_FILE = 200
 
 STATISTICS = (
     *("top1", "top5", "density", "live", "connections", "macs", "macs_dense", "parameters"),
-    *("train_seconds", "images_per_s", "world_size"),
+    *("train_seconds", "cost", "images_per_s", "world_size"),
 )
 """What is written of every configuration, as mean and sample standard deviation."""
 
@@ -42,6 +42,11 @@ COLUMNS = (
     Column("connections", "live", "live connections"),
     Column("MACs", "macs", "multiply-accumulates of one forward pass that live connections do"),
     Column("training", "train_seconds", "time spent training, without evaluation"),
+    Column(
+        "cost",
+        "cost",
+        "arithmetic of the whole training, in dense epochs: epochs × forward and backward passes",
+    ),
     Column("images/s", "images_per_s", "training throughput, median over the logged intervals"),
 )
 
@@ -59,6 +64,9 @@ def shown(stat: Stat | None, key: str) -> str:
         return _with_prefix(stat)
     if key == "train_seconds":
         return _duration(stat)
+    if key == "cost":
+        # It follows from the recipe, and so is the same for all seeds.
+        return f"{stat.mean:.4g}"
     deviation = "" if stat.std is None else f" ± {stat.std:,.0f}"
     return f"{stat.mean:,.0f}{deviation}"
 

@@ -24,8 +24,9 @@ from launcher.folder.results import read_run
 from launcher.models import create_model
 from launcher.models.weights import classifier_of
 from launcher.recipe.model import ModelConfig
-from sclcore.export import ExportError, load_compact
+from sclcore.export import ExportError, load_compact, load_huffman
 from sclcore.export.compact import read_header
+from sclcore.export.huffman.file import read_huffman_header
 
 State = Mapping[str, Tensor]
 
@@ -114,7 +115,7 @@ def open_source(path: Path, said: Described | None = None) -> Source:
         return _of_file(path, said)
     if (path / "manifest.json").is_file():
         return _of_checkpoint(path, said)
-    for name in ("model.safetensors", "model.sclc"):
+    for name in ("model.safetensors", "model.sclc", "model.sham", "model.ham"):
         if (path / name).is_file():
             return _of_file(path / name, said)
     for root in (path / "checkpoints", path):
@@ -165,6 +166,8 @@ def _read(path: Path) -> tuple[State, dict[str, Any]]:
     try:
         if path.suffix == ".sclc":
             return load_compact(path), read_header(path)[1]
+        if path.suffix in (".ham", ".sham"):
+            return load_huffman(path), read_huffman_header(path)[1]
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("scl", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118

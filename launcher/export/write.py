@@ -20,7 +20,8 @@ from data.stream.pipeline import ShardDataset
 from launcher.checkpoints.disk_space import shortage
 from launcher.errors import RunError, UsageError
 from launcher.export.asked import ONNX, Options, check_options
-from launcher.export.formats import WRITERS, Job, Written
+from launcher.export.formats import WRITERS
+from launcher.export.job import Job, Written
 from launcher.export.source import Described, Source, open_source
 from launcher.folder.results import ReportError
 from launcher.reports.card import write_card

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from launcher.recipe.recipe import Recipe
-from sclcore.driver.registry import known_methods
+from sclcore.registry import known_methods
 
 
 def describe() -> str:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from sclcore.driver.method import Method
-from sclcore.driver.registry import parse_method
+from sclcore.registry import parse_method
 
 
 class OptimConfig(BaseModel):

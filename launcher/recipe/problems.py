@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from launcher.recipe.recipe import Recipe
-from sclcore.driver.registry import known_methods
+from sclcore.registry import known_methods
 
 _MAPPINGS = ("model_type", "model_attributes_type", "dict_type", "dataclass_type")
 _LISTS = ("list_type", "tuple_type", "set_type")

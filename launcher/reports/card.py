@@ -119,6 +119,8 @@ def _loading(recipe: Recipe, report: Mapping[str, Any]) -> Iterator[str]:
         "safetensors": ("from safetensors.torch import load_file", "load_file({!r})"),
         "state_dict": ("import torch", "torch.load({!r}, weights_only=True)"),
         "compact": ("from sclcore.export import load_compact", "load_compact({!r})"),
+        "sham": ("from sclcore.export import load_huffman", "load_huffman({!r})"),
+        "ham": ("from sclcore.export import load_huffman", "load_huffman({!r})"),
     }
     for kind, (imported, call) in load.items():
         if kind in files:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from launcher.folder.results import Course
-from sclcore.driver.registry import known_methods
+from sclcore.registry import known_methods
 
 INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from launcher.recipe.recipe import Recipe
 from launcher.run.progress import Progress
 from sclcore import Scheduler
-from sclcore.controller import Steering, TargetController
+from sclcore.scl.controller import Steering, TargetController
 
 _log = logging.getLogger("scl")
 _MISSED = 0.1

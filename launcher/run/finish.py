@@ -18,7 +18,7 @@ from launcher.terminal import say
 from launcher.tracking import Tracker
 from sclcore import layer_budgets, weight_uses
 from sclcore.export import budgets_csv, save_sparse_model
-from sclcore.sparse import SparseOptimizer, hash_masks
+from sclcore.optim.sparse import SparseOptimizer, hash_masks
 
 
 @functools.cache

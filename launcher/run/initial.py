@@ -30,7 +30,7 @@ from launcher.recipe.init import AUTO, MAGNITUDE, PRETRAINED, RANDOM, UNIFORM, I
 from launcher.recipe.model import ModelConfig
 from launcher.recipe.recipe import Recipe
 from sclcore import SCL
-from sclcore.geometry import Geometry, geometry_of
+from sclcore.layout.geometry import Geometry, geometry_of
 
 # A network with more of its weights live counts as dense: its few zeros are chance, or a layer
 # that begins with them.

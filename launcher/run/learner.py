@@ -14,8 +14,8 @@ from data.shards.manifest import ImageStats
 from data.stream.pipeline import normalise
 from launcher.cluster.world import World
 from launcher.run.optimizer_state import OptimizerState
-from sclcore.connections import find_connections
-from sclcore.sparse import SparseOptimizer
+from sclcore.network.connections import find_connections
+from sclcore.optim.sparse import SparseOptimizer
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from launcher.run.inputs import Inputs
 from launcher.run.learner import Learner
 from launcher.tracking import Histogram
 from sclcore import layer_budgets, weight_uses
-from sclcore.connections import LayerBudget
-from sclcore.sparse import SparseOptimizer
+from sclcore.network.connections import LayerBudget
+from sclcore.optim.sparse import SparseOptimizer
 from sclcore.telemetry import (
     HISTOGRAM_EDGES,
     FlipCounter,

@@ -19,7 +19,7 @@ from launcher.checkpoints.manifest import CheckpointError
 from launcher.checkpoints.saved_optimizer import Pieces
 from launcher.errors import RunError
 from launcher.run.zero import flat_shards
-from sclcore.sparse import SparseOptimizer
+from sclcore.optim.sparse import SparseOptimizer
 
 # The float32 copy that is trained where the model itself has less precision.
 _MASTER = "master"

@@ -21,4 +21,4 @@ class Progress:
     wandb_said: dict[str, str] = field(default_factory=dict)
     """What W&B's variables have said of how it shows the run."""
     steering: dict[str, float] | None = None
-    """Of λ, where the recipe has a target (`sclcore.controller.Steering`)."""
+    """Of λ, where the recipe has a target (`sclcore.scl.controller.Steering`)."""

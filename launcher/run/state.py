@@ -21,7 +21,7 @@ from launcher.cluster.world import World
 from launcher.errors import RunError
 from launcher.run.learner import Learner
 from launcher.run.progress import Progress
-from sclcore.sparse import SparseOptimizer, hash_masks
+from sclcore.optim.sparse import SparseOptimizer, hash_masks
 
 
 def parts_of(learner: Learner) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 from launcher.errors import UsageError
 from launcher.recipe.recipe import Recipe
 from sclcore import SCL, layer_budgets, weight_uses
-from sclcore.controller import TargetController
 from sclcore.methods.scl import SCLMethod
+from sclcore.scl.controller import TargetController
 
 
 def controller_of(

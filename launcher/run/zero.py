@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from launcher.errors import RunError
-from sclcore.shards import Shard
+from sclcore.optim.shards import Shard
 
 if TYPE_CHECKING:
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer

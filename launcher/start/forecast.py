@@ -21,8 +21,8 @@ from launcher.run.learner import Learner
 from launcher.run.progress import Progress
 from launcher.run.step import train_step
 from sclcore import SCL, layer_budgets, weight_uses
-from sclcore.forecast import Moment, forecast
 from sclcore.methods.scl import SCLMethod
+from sclcore.scl.forecast import Moment, forecast
 
 _AROUND = [2 ** (i / 2) for i in range(-4, 5)]
 

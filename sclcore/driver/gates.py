@@ -221,7 +221,7 @@ def per_layer(option: str, value: float | Mapping[str, float], names: Iterable[s
 
     Raises ValueError where a layer has none, or a pattern matches no layer with gates.
     """
-    from sclcore.layers import matches
+    from sclcore.network.layers import matches
 
     if not isinstance(value, Mapping):
         return [value for _ in names]
@@ -243,7 +243,7 @@ def per_layer(option: str, value: float | Mapping[str, float], names: Iterable[s
 
 def adam(state: dict[str, Any], key: str, grad: Tensor, lr: float) -> None:
     """One update of `state[key]` by Adam, whose averages and count are kept beside it."""
-    from sclcore.weights import step_dense
+    from sclcore.optim.rules import step_dense
 
     value = state[key]
     kept = [f"{key}_{name}" for name in ("exp_avg", "exp_avg_sq")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sclcore.driver.choice import largest, largest_of_all
 from sclcore.driver.method import DrivenMethod
 from sclcore.lazy import torch
 
@@ -61,3 +62,23 @@ def bury(each: Connected) -> None:
 def live_masks(net: Net) -> list[Tensor]:
     """The masks of all tensors: the state itself, not copies."""
     return [each.state["mask"] for each in net.tensors]
+
+
+def keep_largest(net: Net, count: int) -> None:
+    """Keep the `count` largest weights of all layers, of those that live.
+
+    The largest of each layer stays even so, which then is one of `net.held_layers`.
+    """
+    # What is dead comes after a live weight that happens to be 0.
+    scores = [
+        torch.where(each.state["mask"], each.param.abs(), -1.0).flatten() for each in net.tensors
+    ]
+    count = min(count, sum(int((score >= 0).sum()) for score in scores))
+    kept = largest_of_all(scores, count)
+    dying = [e.name for e, mask in zip(net.tensors, kept, strict=True) if not mask.any()]
+    if dying:
+        net.held_layers = dying
+        scores = [score.masked_fill(largest(score, 1), torch.inf) for score in scores]
+        kept = largest_of_all(scores, max(count, len(scores)))
+    for each, mask in zip(net.tensors, kept, strict=True):
+        set_mask(each, mask)

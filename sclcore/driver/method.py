@@ -53,6 +53,15 @@ class Method(BaseModel, frozen=True, extra="forbid"):
         """The key and value of what λ is steered to; None where there is none."""
         return None
 
+    @property
+    def update_cost(self) -> float:
+        """The arithmetic of an update, in updates of the dense network; over the run, the mean.
+
+        A further forward pass is a third: the backward one multiplies as much for the gradients of
+        the weights, and again for those of what the layers were given. Zeros save nothing.
+        """
+        return 1.0
+
     def foreseen(self, schedule: Schedule, total_steps: int) -> list[str]:
         """Warnings to be had before the first of `total_steps` updates."""
         return []
@@ -89,7 +98,7 @@ class DrivenMethod(Method, frozen=True):
 
     def groups(self, model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
         """Parameter groups: those with `connections: True` hold what may die."""
-        from sclcore.connections import connection_groups
+        from sclcore.network.connections import connection_groups
 
         return connection_groups(model, exclude=self.exclude)
 
@@ -110,6 +119,10 @@ class DrivenMethod(Method, frozen=True):
     def step(self, net: Net) -> bool:
         """The update; gradients are finite. False if the weights outside must not move with it."""
         raise NotImplementedError
+
+    def lr_progress(self, progress: float) -> float:
+        """Where in the schedule of the learning rate the run is, at `progress` of the whole."""
+        return progress
 
     def masks(self, net: Net) -> list[Tensor]:
         """Which connections of each tensor live: bool, of the tensor's shape."""

@@ -17,6 +17,14 @@ class Connected:
     name: str
     param: Tensor
     state: dict[str, Any]
+    transposed: bool = False
+    """Whether its second dimension counts output features: of a ConvTranspose or Conv1D."""
+
+    @property
+    def grad(self) -> Tensor:
+        """∂L/∂v of all its elements, averaged over the ranks; 0 where the loss depends on none."""
+        grad = self.param.grad
+        return self.param.new_zeros(()).expand_as(self.param) if grad is None else grad
 
 
 class Net(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,14 +13,14 @@ from torch.distributed.tensor import DTensor
 
 from sclcore.driver.method import DrivenMethod
 from sclcore.driver.net import Connected
-from sclcore.outside import LastWritten, say_lost
-from sclcore.passes import total_norm
-from sclcore.sparse import SparseOptimizer
-from sclcore.weights import check_rule, settings_of, step_dense
+from sclcore.optim.rules import step_dense, total_norm
+from sclcore.optim.settings import check_rule, settings_of
+from sclcore.optim.sparse import SparseOptimizer
+from sclcore.optim.written import LastWritten, say_lost
 
 
 class Driver(SparseOptimizer):
-    """SGD or AdamW (`sclcore.weights`) with a method for the masks of groups with connections.
+    """SGD or AdamW (`sclcore.optim.rules`) with a method for the masks of groups with connections.
 
     `params` are parameter groups made by `connection_groups`; `lr` and the settings of the weights
     (`momentum`, `nesterov`, `weight_decay`, `weight_rule`, `betas`, `eps`) are those of `SCL`.
@@ -29,7 +29,7 @@ class Driver(SparseOptimizer):
     What a method may ask of it is `sclcore.driver.net.Net`. Its `progress` a `Scheduler` sets.
 
     A loop of one's own calls `before_update` before the first forward pass of an update, and
-    between it and `step`, where `passes` is more than 1, each of the others within `other_pass`.
+    between it and `step`, where `passes` is more than 1, each of the others after `before_pass`.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Driver(SparseOptimizer):
         """Prepare the parameters for the first forward pass of an update."""
         self._take_over_touched(self._watched)
         self._losses = [torch.zeros((), dtype=torch.float64)] * self.passes
+        self.held_layers = []
         self.method.before_update(self)
         self._is_drawn = True
         self._note()
@@ -153,7 +154,8 @@ class Driver(SparseOptimizer):
             self.skipped_steps += 1
             self._undraw()
             return loss
-        self.held_layers = []
+        if not self._is_drawn:
+            self.held_layers = []
         updates = self.updates
         self._take_over_touched(self._watched)
         if self.method.step(self):
@@ -171,6 +173,10 @@ class Driver(SparseOptimizer):
             self.method.write(self)
             self._is_drawn = False
             self._note()
+
+    def lr_progress(self, progress: float) -> float:
+        """Where in the schedule of the learning rate the run is; a `Scheduler` asks it."""
+        return self.method.lr_progress(progress)
 
     @torch.no_grad()
     def after_epoch(self, results: Mapping[str, float]) -> None:
@@ -215,11 +221,19 @@ class Driver(SparseOptimizer):
 
     def _parameters(self, *, connections: bool) -> list[Connected]:
         return [
-            Connected(name, param, self.state[param])
+            each
             for group in self.param_groups
             if group["connections"] == connections
-            for name, param in zip(group["names"], group["params"], strict=True)
+            for each in self._of_group(group)
         ]
+
+    def _of_group(self, group: dict[str, Any]) -> Iterator[Connected]:
+        params = group["params"]
+        # What lies outside of connections has torch's names, if any.
+        names = group.get("names", group.get("param_names", [""] * len(params)))
+        transposed = group.get("transposed_groups", [0] * len(params))
+        for name, param, groups in zip(names, params, transposed, strict=True):
+            yield Connected(name, param, self.state[param], transposed=groups > 0)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 
 
 def cubic_density(progress: float, *, final: float, begin: float, end: float) -> float:
@@ -19,3 +21,23 @@ def cubic_density(progress: float, *, final: float, begin: float, end: float) ->
 def half_cosine(progress: float, *, first: float, end: float) -> float:
     """From `first` at 0 to 0 at `end`."""
     return 0.5 * first * (1 + math.cos(math.pi * progress / end))
+
+
+# A share of a run is a quotient of whole numbers, and may lie this much beside a sum of shares.
+_ROUNDING = 1e-9
+
+
+def reached(progress: float, place: float) -> bool:
+    """Whether a run has come to `place`, rounding aside."""
+    return progress >= place - _ROUNDING
+
+
+def again(progress: float, places: Sequence[float], first: float = 0.0) -> float:
+    """Where a schedule is that begins again at each of `places`, of which the first is 0.
+
+    It is gone through from 0 to 1 up to the second of them, and from `first` to 1 after each other.
+    """
+    index = bisect_right(places, progress + _ROUNDING) - 1
+    begin, end = places[index], [*places, 1.0][index + 1]
+    share = min(1.0, max(0.0, (progress - begin) / (end - begin)))
+    return share if index == 0 else first + (1 - first) * share

@@ -19,8 +19,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sclcore.connections import find_connections, pass_on_meta
-from sclcore.layers import Layer, layers_of
+from sclcore.network.connections import find_connections, pass_on_meta
+from sclcore.network.layers import Layer, layers_of
 
 _SHUT_STAYS_SHUT = {
     *("relu", "gelu", "silu", "tanh", "hardswish", "elu", "leaky_relu", "mish", "softsign", "neg"),

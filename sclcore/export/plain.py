@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sclcore.connections import LayerBudget
 from sclcore.export.files import ExportError, same_bits, staged
+from sclcore.network.connections import LayerBudget
 
 State = Mapping[str, Tensor]
 

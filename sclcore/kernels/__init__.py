@@ -1,1 +1,1 @@
-"""Fused steps: the same two passes as `sclcore.update`, for many pieces at once."""
+"""The update of one piece: the reference in PyTorch, and both its passes fused, in C and Triton."""

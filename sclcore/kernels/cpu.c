@@ -14,7 +14,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum { IDENTITY, LEAKY_RELU, SOFTPLUS, RELU, CLIPPED };
-enum { LIVE, FLIPS, REVIVALS, SAFE, COUNTS };
+enum { LIVE, FLIPS, REVIVALS, COUNTS };
 
 typedef struct {
     const float *grad;
@@ -23,7 +23,7 @@ typedef struct {
     int64_t run, head;     /* elements in a run, and those of its first run that others hold */
     int64_t first_run, span, features; /* feature = run / span * features + run % features */
     int64_t offset;                    /* where its part of the vector over all pieces begins */
-    float price, reach, drag;
+    float price;
 } Piece;
 
 typedef struct {
@@ -161,9 +161,9 @@ INLINE void step_weight(const float *restrict g, float *restrict w, const float 
 
 INLINE void step_mask(const float *restrict step, float *restrict m, float *restrict v,
                       const float *restrict w, float *restrict p, int n, const Settings *s,
-                      float reach, float drag, int64_t *counts) {
+                      int64_t *counts) {
     float lr = -s->mask_lr, momentum = s->mask_momentum;
-    int32_t live = 0, flips = 0, revivals = 0, safe = 0;
+    int32_t live = 0, flips = 0, revivals = 0;
     for (int i = 0; i < n; i++) {
         int32_t before = m[i] > 0.0f;
         v[i] = v[i] * momentum + step[i];
@@ -173,24 +173,20 @@ INLINE void step_mask(const float *restrict step, float *restrict m, float *rest
         live += after;
         flips += after ^ before;
         revivals += after & ~before;
-        safe += m[i] - (v[i] > 0.0f ? v[i] : 0.0f) * drag > reach;
     }
     counts[LIVE] += live;
     counts[FLIPS] += flips;
     counts[REVIVALS] += revivals;
-    counts[SAFE] += safe;
 }
 
 INLINE void write_only(const float *restrict m, const float *restrict w, float *restrict p, int n,
-                       float reach, int64_t *counts) {
-    int32_t live = 0, safe = 0;
+                       int64_t *counts) {
+    int32_t live = 0;
     for (int i = 0; i < n; i++) {
         p[i] = m[i] > 0.0f ? w[i] : 0.0f;
         live += m[i] > 0.0f;
-        safe += m[i] > reach;
     }
     counts[LIVE] += live;
-    counts[SAFE] += safe;
 }
 
 INLINE void update_block(const Piece *p, const Settings *s, const float *divisors, int64_t at,
@@ -200,7 +196,7 @@ INLINE void update_block(const Piece *p, const Settings *s, const float *divisor
     float *v = p->momentum == NULL ? NULL : p->momentum + at;
     if (s->mask_lr == 0.0f) {
         step_weight(g, w, m, v, n, s);
-        write_only(m, w, param, n, p->reach, counts);
+        write_only(m, w, param, n, counts);
         return;
     }
     float divisor[BLOCK], step[BLOCK], leak = s->leaky_slope, price = p->price;
@@ -213,8 +209,7 @@ INLINE void update_block(const Piece *p, const Settings *s, const float *divisor
     default: direction(step, g, w, m, divisor, n, IDENTITY, leak, price);
     }
     step_weight(g, w, m, v, n, s);
-    step_mask(step, m, p->mask_momentum + at, w, param, n, s, p->reach, p->drag,
-              counts);
+    step_mask(step, m, p->mask_momentum + at, w, param, n, s, counts);
 }
 
 /* Moves elements from … to of all pieces; adds to counts [pieces, COUNTS]. */

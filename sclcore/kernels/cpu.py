@@ -1,6 +1,6 @@
 """The fused step on CPUs: one walk through memory per pass (`cpu.c`), shared between threads.
 
-The second pass rounds like `sclcore.update`, operation by operation, on CPUs with fused
+The second pass rounds like `sclcore.kernels.reference`, operation by operation, on CPUs with fused
 multiply-add; only softplus may differ in the last bit, by its exponential. The first pass adds up
 squares in another order, so divisors may differ in the last bit, and what follows from them. Its
 results depend neither on the number of threads nor on which vectors the CPU has.
@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sclcore.kernels import compiler
-from sclcore.options import Options
-from sclcore.shards import Piece
-from sclcore.step import LEAKY_SLOPE
+from sclcore.kernels.options import Options
+from sclcore.kernels.proxies import LEAKY_SLOPE
+from sclcore.kernels.reference import COUNTS
+from sclcore.layout.piece import Piece
 
 _PROXIES = ("identity", "leaky_relu", "softplus", "relu", "clipped")
 # Below this many weights a second thread takes longer to start than it saves.
@@ -34,7 +35,7 @@ class _Piece(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("momentum", "mask_momentum")),
         *((name, ctypes.c_int64) for name in ("begin", "length", "run", "head")),
         *((name, ctypes.c_int64) for name in ("first_run", "span", "features", "offset")),
-        *((name, ctypes.c_float) for name in ("price", "reach", "drag")),
+        *((name, ctypes.c_float) for name in ("price",)),
     )
 
 
@@ -87,7 +88,7 @@ class CpuKernel:
         table, settings = _table(pieces, grads, options, features), _settings(options[0])
         narrow = _narrow_params(pieces, table)
         threads = _threads(pieces)
-        counts = torch.zeros(threads, len(pieces), 4, dtype=torch.int64)
+        counts = torch.zeros(threads, len(pieces), COUNTS, dtype=torch.int64)
 
         def work(thread: int, begin: int, end: int) -> None:
             mine = counts[thread].data_ptr()
@@ -128,8 +129,6 @@ def _table(
                 features=inner,
                 offset=offset,
                 price=settings.price,
-                reach=settings.reach,
-                drag=settings.drag,
             )
         )
         begin, offset = begin + piece.length, offset + size

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from os import environ
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -20,9 +19,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sclcore.kernels import triton_kernels
-from sclcore.options import Options
-from sclcore.shards import Piece
-from sclcore.step import LEAKY_SLOPE
+from sclcore.kernels.options import Options
+from sclcore.kernels.proxies import LEAKY_SLOPE
+from sclcore.kernels.reference import COUNTS
+from sclcore.layout.piece import Piece
 
 _PRECISIONS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -81,13 +81,12 @@ class CudaKernel:
     ) -> Tensor:
         tables, grads = self._describe(pieces), [grad.contiguous() for grad in grads]
         addresses = [grad.data_ptr() for grad in grads]
-        columns = ([getattr(o, name) for o in options] for name in ("price", "reach", "drag"))
         # One message: float32 in pairs beside the addresses, with one to spare for an odd number.
-        scalars = torch.tensor([*chain(*columns), *[0.0] * (len(pieces) % 2)])
-        packed = scalars.to(torch.float32).view(torch.int64)
+        prices = torch.tensor([*(o.price for o in options), *[0.0] * (len(pieces) % 2)])
+        packed = prices.to(torch.float32).view(torch.int64)
         changing = _upload(torch.cat([torch.tensor(addresses), packed]), divisors.device)
-        gradients, scalars = changing[: len(pieces)], changing[len(pieces) :].view(torch.float32)
-        counts = torch.zeros(len(pieces), 4, dtype=torch.int64, device=divisors.device)
+        gradients, prices = changing[: len(pieces)], changing[len(pieces) :].view(torch.float32)
+        counts = torch.zeros(len(pieces), COUNTS, dtype=torch.int64, device=divisors.device)
         common = options[0]
         constants = _constants(common, NESTEROV=bool(common.nesterov), LEARNS=bool(common.mask_lr))
         with torch.cuda.device_of(counts):
@@ -95,8 +94,7 @@ class CudaKernel:
                 tables.chunks,
                 tables.pieces,
                 gradients,
-                scalars,
-                len(pieces),
+                prices,
                 divisors.contiguous(),
                 counts,
                 float(common.lr),

@@ -8,15 +8,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sclcore.options import Options
-from sclcore.shards import Piece
+from sclcore.kernels.options import Options
+from sclcore.layout.piece import Piece
 
 
 class Kernel(Protocol):
     """Both passes over plain pieces (`is_plain`), one piece after the other in every vector.
 
-    All options agree but for `price`, `reach`, `drag` and `noise`. With `mask_lr` 0 (and so `drag`
-    0) the masks and their momentum stay as they are, and only `update` is called.
+    All options agree but for `price` and `noise`. With `mask_lr` 0 the masks and their momentum
+    stay as they are, and only `update` is called.
     """
 
     def sums(
@@ -32,7 +32,7 @@ class Kernel(Protocol):
         options: Sequence[Options],
         divisors: Tensor,
     ) -> Tensor:
-        """Move w, m and momenta, write v; returns what `sclcore.update.update` counts [pieces, 4].
+        """Move w, m and momenta, write v; returns what the reference counts [pieces, 3].
 
         `divisors` [features of all pieces] is what mask gradients are divided by.
         """

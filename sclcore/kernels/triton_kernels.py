@@ -140,16 +140,15 @@ def _write(pieces, piece, at, v, held, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _count(counts, before, after, safe, held):
+def _count(counts, before, after, held):
     tl.atomic_add(counts, tl.sum((after & held).to(tl.int64)), sem="relaxed")
     tl.atomic_add(counts + 1, tl.sum(((after != before) & held).to(tl.int64)), sem="relaxed")
     tl.atomic_add(counts + 2, tl.sum((after & (before == 0) & held).to(tl.int64)), sem="relaxed")
-    tl.atomic_add(counts + 3, tl.sum((safe & held).to(tl.int64)), sem="relaxed")
 
 
 @triton.jit
 def _move(
-    pieces, piece, chunk, grad, scalars, number_of_pieces, divisors, counts,
+    pieces, piece, chunk, grad, prices, divisors, counts,
     lr, momentum, weight_decay, mask_lr, mask_momentum,
     PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, NESTEROV: tl.constexpr,
     LEARNS: tl.constexpr, ALIGNED: tl.constexpr,
@@ -166,9 +165,9 @@ def _move(
     masks = _wide(_get(pieces, piece, _MASK), tl.float32, ALIGNED) + at
     g = tl.load(_wide(grad, tl.float32, ALIGNED) + at, held, 0.0)
     w, m = tl.load(weights, held, 0.0), tl.load(masks, held, 0.0)
-    before, moved, lowered, zero = m > 0, m, m, tl.zeros_like(w)
+    before, moved, zero = m > 0, m, tl.zeros_like(w)
     if LEARNS:
-        price = tl.load(scalars + piece)
+        price = tl.load(prices + piece)
         divisor = _divisor(pieces, piece, offset, divisors, held)
         if PROXY == "identity":
             x = tl.div_rn(g * w, divisor) + price
@@ -179,8 +178,6 @@ def _move(
         velocity = tl.load(momenta, held, 0.0) * mask_momentum + x
         tl.store(momenta, velocity, held)
         moved = tl.fma(velocity, zero - mask_lr, m)
-        drag = tl.load(scalars + 2 * number_of_pieces + piece)
-        lowered = moved - tl.maximum(velocity, 0.0) * drag
         tl.store(masks, moved, held)
     step = tl.fma(w, zero + weight_decay, tl.where(before, g, 0.0))
     if _get(pieces, piece, _MOMENTUM) != 0:
@@ -192,21 +189,19 @@ def _move(
     tl.store(weights, w, held)
     after = moved > 0
     _write(pieces, piece, at, tl.where(after, w, 0.0), held, ALIGNED)
-    reach = tl.load(scalars + number_of_pieces + piece)
-    _count(counts + 4 * piece, before, after, lowered > reach, held)
+    _count(counts + 3 * piece, before, after, held)
 
 
-# The number of pieces is no reason to compile anew.
-@triton.jit(do_not_specialize=["number_of_pieces"])
+@triton.jit
 def update(
-    chunks, pieces, gradients, scalars, number_of_pieces, divisors, counts,
+    chunks, pieces, gradients, prices, divisors, counts,
     lr, momentum, weight_decay, mask_lr, mask_momentum,
     PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, NESTEROV: tl.constexpr, LEARNS: tl.constexpr,
 ):  # fmt: skip
-    """Move w, m and momenta of one chunk per program, write v, add to `counts` [pieces, 4].
+    """Move w, m and momenta of one chunk per program, write v, add to `counts` [pieces, 3].
 
-    `chunks` holds the piece of each program and the number of its chunk there; `scalars` the prices
-    of all pieces, then their reaches, then their drags.
+    `chunks` holds the piece of each program and the number of its chunk there; `prices` that of
+    each piece.
     """
     program = tl.program_id(0)
     piece, chunk = tl.load(chunks + 2 * program), tl.load(chunks + 2 * program + 1)
@@ -217,13 +212,13 @@ def update(
     # Slices of a flat tensor may begin anywhere; whole tensors do not.
     if (addresses % 16 == 0) & (_get(pieces, piece, _LENGTH) % 4 == 0):
         _move(
-            pieces, piece, chunk, grad, scalars, number_of_pieces, divisors, counts,
+            pieces, piece, chunk, grad, prices, divisors, counts,
             lr, momentum, weight_decay, mask_lr, mask_momentum,
             PROXY, LEAKY_SLOPE, NESTEROV, LEARNS, ALIGNED=_YES,
         )  # fmt: skip
     else:
         _move(
-            pieces, piece, chunk, grad, scalars, number_of_pieces, divisors, counts,
+            pieces, piece, chunk, grad, prices, divisors, counts,
             lr, momentum, weight_decay, mask_lr, mask_momentum,
             PROXY, LEAKY_SLOPE, NESTEROV, LEARNS, ALIGNED=_NO,
         )  # fmt: skip

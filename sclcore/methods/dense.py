@@ -26,7 +26,7 @@ class Dense(Method, frozen=True):
 
     def build(self, model: nn.Module, example: Tensor, weights: Mapping[str, Any]) -> Optimizer:
         """torch's SGD or AdamW; the same parameters are decayed as under the other methods."""
-        from sclcore.weights import undecayed
+        from sclcore.network.layers import undecayed
 
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         spared = undecayed(model)

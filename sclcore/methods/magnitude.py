@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sclcore.driver.choice import largest, largest_of_all
-from sclcore.driver.masked import MaskedMethod, live_masks, set_mask
+from sclcore.driver.masked import MaskedMethod, keep_largest, live_masks
 from sclcore.driver.schedules import cubic_density
-from sclcore.lazy import torch
 from sclcore.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -60,24 +58,7 @@ class Magnitude(MaskedMethod, frozen=True):
             density = cubic_density(
                 net.progress, final=self.density, begin=self.begin, end=self.end
             )
-            self._prune(net, round(density * sum(net.connection_sizes().values())))
+            keep_largest(net, round(density * sum(net.connection_sizes().values())))
         if ended:
             state["is_final"] = True
         return True
-
-    def _prune(self, net: Net, count: int) -> None:
-        """Keep the `count` largest weights of all layers, of those that live."""
-        # What is dead comes after a live weight that happens to be 0.
-        scores = [
-            torch.where(each.state["mask"], each.param.abs(), -1.0).flatten()
-            for each in net.tensors
-        ]
-        count = min(count, sum(int((score >= 0).sum()) for score in scores))
-        kept = largest_of_all(scores, count)
-        dying = [e.name for e, mask in zip(net.tensors, kept, strict=True) if not mask.any()]
-        if dying:
-            net.held_layers = dying
-            scores = [score.masked_fill(largest(score, 1), torch.inf) for score in scores]
-            kept = largest_of_all(scores, max(count, len(scores)))
-        for each, mask in zip(net.tensors, kept, strict=True):
-            set_mask(each, mask)

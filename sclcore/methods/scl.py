@@ -1,4 +1,4 @@
-"""Sparse Connectivity Learning as recipes name it; what it does is `sclcore.optimizer.SCL`."""
+"""Sparse Connectivity Learning as recipes name it; what it does is `sclcore.scl.optimizer.SCL`."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ class SCLMethod(Method, frozen=True):
         ]
 
     def build(self, model: nn.Module, example: Tensor, weights: Mapping[str, Any]) -> Optimizer:
-        from sclcore.connections import connection_groups
-        from sclcore.optimizer import SCL
+        from sclcore.network.connections import connection_groups
+        from sclcore.scl.optimizer import SCL
 
         groups = connection_groups(
             model,

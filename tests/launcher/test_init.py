@@ -32,7 +32,7 @@ from launcher.run.initial import (
 from launcher.run.optimizer import build_optimizer
 from launcher.start.retrain import retrain_recipe
 from sclcore import SCL
-from sclcore.geometry import Geometry
+from sclcore.layout.geometry import Geometry
 from tests.launcher.conftest import finish, launch, mask_variables, scl, summary
 
 VIT = ["model.name=test_vit", "model.kwargs={img_size: 16, patch_size: 4}"]

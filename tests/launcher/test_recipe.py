@@ -11,6 +11,7 @@ from launcher.errors import UsageError
 from launcher.recipe.describe import describe
 from launcher.recipe.load import load_recipe
 from launcher.recipe.recipe import Recipe, resume_difference
+from sclcore.methods.scl import SCLMethod
 from tests.launcher.conftest import ROOT
 
 MINIMAL = {
@@ -110,7 +111,7 @@ def test_overrides_and_words_mean_what_they_say(file: Path) -> None:
     settings = ["method.lam=1e-3", "tracking.wandb=off", "method.exclude=[classifier]"]
     settings.append("method.n_m=2:4")
     recipe = load_recipe(file, settings)
-    assert recipe.method.name == "scl"
+    assert isinstance(recipe.method, SCLMethod)
     assert recipe.method.lam == 1e-3
     assert recipe.method.exclude == ["classifier"]
     assert recipe.tracking.wandb == "off"

@@ -14,6 +14,7 @@ import yaml
 from launcher import cli
 from launcher.errors import UsageError
 from launcher.start.sweep import load_sweep, plan_sweep
+from sclcore.methods.scl import SCLMethod
 from tests.launcher.conftest import LAUNCHER_VARIABLES, Start, finish, scl, wait_until
 
 
@@ -65,7 +66,8 @@ def test_lists_multiply_out_and_own_settings_go_first(short: Path, tmp_path: Pat
         )
     ]
     run = runs["scl-lam1e-05-proxysoftplus-seed1"]
-    assert run.method.name == "scl" and run.method.lam == 1e-5 and run.method.proxy == "softplus"
+    assert isinstance(run.method, SCLMethod)
+    assert run.method.lam == 1e-5 and run.method.proxy == "softplus"
     assert run.seed == 1 and run.optim.epochs == 2 and run.schedule.lr_milestones == [0.5, 0.7]
     assert run.folder == Path("runs/both/scl-lam1e-05-proxysoftplus-seed1")
     assert run.tracking.group == "both"

@@ -40,6 +40,8 @@ METHODS: list[dict[str, Any]] = [
     {"name": "scl", "lam": 0.1},
     {"name": "magnitude", "density": 0.5},
     {"name": "rigl", "density": 0.5},
+    {"name": "imp", "iterations": 2},
+    {"name": "projection", "radius": 0.5},
     {"name": "str", "s_init": -3.0, "s_weight_decay": 0.0},
 ]
 

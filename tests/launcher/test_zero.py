@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from launcher.checkpoints import checkpoint
 from launcher.models import create_model
 from launcher.recipe.load import load_recipe
-from sclcore.connections import find_connections
+from sclcore.network.connections import find_connections
 from tests.launcher.conftest import (
     Start,
     assert_same_to_rounding,

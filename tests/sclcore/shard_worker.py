@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.nn.functional import pad
 
-from sclcore.shards import Shard
+from sclcore.optim.shards import Shard
 from tests.sclcore.sharded import CASES, Flat, Fsdp, batches, network, run
 
 WORLD = 3

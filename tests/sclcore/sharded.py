@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import avg_pool2d, mse_loss, pad, silu
 
 from sclcore import SCL, connection_groups
-from sclcore.shards import Shard
+from sclcore.optim.shards import Shard
 
 GLOBAL_BATCH = 12  # divides by 1, 2 and 3
 STEPS = 100

@@ -17,9 +17,9 @@ import sclcore
 before = dir(sclcore)
 from sclcore.schedule import Schedule
 from sclcore import Schedule as same, Scheduler
-heavy = [name for name in ("torch", "numpy", "sclcore.optimizer") if name in sys.modules]
+heavy = [name for name in ("torch", "numpy", "sclcore.scl.optimizer") if name in sys.modules]
 from sclcore import *
-from sclcore.optimizer import SCL as owned
+from sclcore.scl.optimizer import SCL as owned
 print(json.dumps({"heavy": heavy, "listed": before, "same": same is Schedule and SCL is owned,
                   "star": all(name in globals() for name in sclcore.__all__)}))
 """

@@ -123,6 +123,22 @@ def test_scheduler_serves_other_optimizers() -> None:
     assert "lam" not in optimizer.param_groups[0]
 
 
+class Twice(torch.optim.SGD):
+    """Goes through the schedule of the learning rate twice."""
+
+    def lr_progress(self, progress: float) -> float:
+        return 2 * progress % 1
+
+
+def test_an_optimizer_may_say_where_in_the_schedule_of_lr_it_is() -> None:
+    schedule = Schedule(lr_warmup=0.1)
+    optimizer = Twice(mlp().parameters(), lr=0.2)
+    scheduler = Scheduler(optimizer, schedule)
+    for progress, place in ((0.05, 0.1), (0.3, 0.6), (0.5, 0.0), (0.75, 0.5)):
+        scheduler.set_progress(progress)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * schedule.lr_factor(place))
+
+
 def test_a_resumed_run_sees_the_same_values() -> None:
     """Scheduler made before the state is loaded, as a run does that starts and then resumes."""
     schedule = Schedule(lr_warmup=0.1, lam_warmup=0.3)

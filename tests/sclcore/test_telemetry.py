@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from sclcore import SCL, Schedule, Scheduler, connection_groups
-from sclcore.connections import layer_budgets, weight_uses
 from sclcore.driver.optimizer import Driver
 from sclcore.methods.magnitude import Magnitude
+from sclcore.network.connections import layer_budgets, weight_uses
 from sclcore.telemetry import (
     HISTOGRAM_EDGES,
     FlipCounter,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from data.files import atomic_write
 from launcher.recipe.recipe import Recipe
 from launcher.tracking import Tracker
-from sclcore.connections import LayerBudget
+from sclcore.driver.method import Method
 from sclcore.export import budgets_csv
+from sclcore.network.connections import LayerBudget
 
 SMALL = {"conv1": 288, "conv2": 18432, "fc": 2560}
 DEEP = {f"layer{i // 9}.{i % 9}.conv.weight": 36864 for i in range(54)}
@@ -23,6 +24,16 @@ DENSE = {"name": "dense"}
 
 def scl(lam: float, **more: Any) -> dict[str, Any]:
     return {"name": "scl", "lam": lam, **more}
+
+
+class ThreePasses(Method, frozen=True):
+    """Another package's method, which recipes name by its path."""
+
+    name: Literal["three"] = "three"
+
+    @property
+    def update_cost(self) -> float:
+        return 1 + 2 / 3
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from launcher.compare.table import COLUMNS, as_csv, as_json, shown, tables
 from launcher.errors import UsageError
 from launcher.folder.results import ReportError
 from launcher.start.sweep import load_sweep, plan_sweep
-from tests.launcher.compare.compared import Made, scl, write_run, write_sweep
+from tests.launcher.compare.compared import DENSE, Made, ThreePasses, scl, write_run, write_sweep
 from tests.launcher.conftest import ROOT, Start, finish, summary, train
 
 
@@ -168,6 +168,22 @@ def test_numbers_with_their_deviation(runs: Path) -> None:
     assert shown(None, "top1") == "–"
     one = compare_runs([runs / "dense-seed0"]).configurations[0]
     assert shown(one.stat("density"), "density") == "100 %"
+
+
+def test_the_cost_is_that_of_all_epochs_and_passes(runs: Path, tmp_path: Path) -> None:
+    """A further forward pass is a third of an update, which is a forward and a backward one."""
+    thorough = {"name": f"{ThreePasses.__module__}:ThreePasses"}
+    write_run(tmp_path / "a", Made("a", thorough, epochs=6))
+    write_run(tmp_path / "b", Made("b", DENSE, epochs=6))
+    write_run(tmp_path / "c", Made("c", scl(0.2), epochs=7, stopped_at=3))
+    found = {c.name: c.stat("cost") for c in compare_runs([tmp_path]).configurations}
+    assert {name: stat and stat.mean for name, stat in found.items()} == {"a": 10, "b": 6, "c": 7}
+    assert shown(found["a"], "cost") == "10"
+    gone = thorough["name"].replace("ThreePasses", "Gone")
+    text = (tmp_path / "a" / "recipe.yaml").read_text()
+    (tmp_path / "a" / "recipe.yaml").write_text(text.replace(thorough["name"], gone))
+    [lost] = [c for c in compare_runs([tmp_path]).configurations if c.name == "a"]
+    assert shown(lost.stat("cost"), "cost") == "–"
 
 
 def test_csv_and_json_hold_every_number(runs: Path) -> None:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sclcore import SCL, connection_groups
-from sclcore.connections import find_connections
 from sclcore.export import load_compact
+from sclcore.network.connections import find_connections
 from tests.launcher.export.exports import (
     Output,
     export,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sclcore import update as reference
-from sclcore.geometry import Geometry
+from sclcore.kernels import reference as reference
 from sclcore.kernels.kernel import Kernel
-from sclcore.options import Options
-from sclcore.shards import Piece
-from sclcore.step import PROXIES
-from sclcore.update import FLIPS, REVIVALS
+from sclcore.kernels.options import Options
+from sclcore.kernels.proxies import PROXIES
+from sclcore.kernels.reference import FLIPS, REVIVALS
+from sclcore.layout.geometry import Geometry
+from sclcore.layout.piece import Piece
 
 # What the sums of squares may differ by, relatively: both add up to thousands of float32 in some
 # order, some 1e-7 each time they round, and partly cancelling.
@@ -38,13 +37,11 @@ ALL_OPTIONS = [
         mask_momentum=0.8,
         proxy=proxy,
         price=0.05,
-        reach=reach,
-        drag=3 * mask_lr,
         noise=0,
     )
     for proxy in PROXIES
     for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True))
-    for weight_decay, mask_lr, reach in ((0.0, 0.02, math.inf), (1e-3, 0.02, 1.0), (1e-3, 0.0, 0.5))
+    for weight_decay, mask_lr in ((0.0, 0.02), (1e-3, 0.02), (1e-3, 0.0))
 ]
 
 
@@ -118,10 +115,9 @@ def check_steps(
     """Assert that both implementations agree step after step; returns (flips, revivals)."""
     pieces = make_pieces(parts, momentum=options.momentum > 0, dtype=dtype, device=device)
     others = copy.deepcopy(pieces)
-    # Each piece has its price and its bound.
+    # Each piece has its price.
     settings = [
-        dataclasses.replace(options, price=options.price * i, reach=options.reach / i)
-        for i in range(1, len(pieces) + 1)
+        dataclasses.replace(options, price=options.price * i) for i in range(1, len(pieces) + 1)
     ]
     runs = torch.cat([torch.full((p.features,), float(p.tensor.run)) for p in pieces]).to(device)
     generator = torch.Generator().manual_seed(1)

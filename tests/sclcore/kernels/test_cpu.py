@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from sclcore import SCL, connection_groups
-from sclcore.geometry import Geometry
 from sclcore.kernels import compiler, cpu, find
-from sclcore.options import Options
-from sclcore.step import PROXIES
+from sclcore.kernels.options import Options
+from sclcore.kernels.proxies import PROXIES
+from sclcore.layout.geometry import Geometry
 from tests.sclcore.kernels.steps import ALL_OPTIONS, CUT, WHOLE, check_steps, label, make_pieces
 from tests.sclcore.nets import Mixed, mixed_batches, train
 

@@ -62,7 +62,7 @@ def test_compiles_for_gpus(
     proxy = {"PROXY": "softplus", "LEAKY_SLOPE": 0.1}
     names = {"tiles": "*i64", **tables, "out": "*fp32"}
     assert _compile(triton_kernels.sums, names, capability, **proxy).asm["cubin"]
-    names = {"chunks": "*i64", **tables, "scalars": "*fp32", "number_of_pieces": "i32"}
+    names = {"chunks": "*i64", **tables, "prices": "*fp32"}
     names |= {"divisors": "*fp32", "counts": "*i64"}
     rates = ("lr", "momentum", "weight_decay", "mask_lr", "mask_momentum")
     names |= dict.fromkeys(rates, "fp32")

@@ -10,9 +10,9 @@ import os
 import pytest
 import torch
 
-from sclcore.geometry import Geometry
 from sclcore.kernels.cuda import CudaKernel
-from sclcore.options import Options
+from sclcore.kernels.options import Options
+from sclcore.layout.geometry import Geometry
 from tests.sclcore.kernels.steps import ALL_OPTIONS, CUT, WHOLE, check_steps, label, make_pieces
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"

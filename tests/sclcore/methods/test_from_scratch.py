@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from sclcore.connections import weight_uses
 from sclcore.driver.budget_search import keep_largest
 from sclcore.driver.build import optimizer_of
 from sclcore.driver.gates import gated_layers, live
 from sclcore.driver.optimizer import Driver
 from sclcore.methods.from_scratch import FromScratch
+from sclcore.network.connections import weight_uses
 from tests.sclcore.driver.gated_net import GATES, Factors, gated_batches, gated_net
 from tests.sclcore.methods.gated_training import gated_training
 

@@ -1,0 +1,25 @@
+"""The settings of one step, as the update of a piece needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sclcore.optim.rules import AdamW
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings of one parameter group at this step; `price` is λ · c of the tensor."""
+
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    mask_lr: float
+    mask_momentum: float
+    proxy: str
+    price: float
+    noise: int
+    """Seeds the random rounding of mask variables in bfloat16; another number at each step."""
+    adamw: AdamW | None = None
+    """Where given, weights move by AdamW, and SGD's settings are not used."""

@@ -1,0 +1,1 @@
+"""How connection tensors lie in memory and over ranks: features, units, blocks, pieces."""

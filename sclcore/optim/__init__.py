@@ -1,0 +1,1 @@
+"""What every optimizer with masks is made of: the rules that move weights, and what it can say."""

@@ -1,0 +1,1 @@
+"""Sparse Connectivity Learning: the optimizer, its step, its state, and what steers λ."""
