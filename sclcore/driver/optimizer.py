@@ -29,7 +29,7 @@ class Driver(SparseOptimizer):
     What a method may ask of it is `sclcore.driver.net.Net`. Its `progress` a `Scheduler` sets.
 
     A loop of one's own calls `before_update` before the first forward pass of an update, and
-    between it and `step`, where `passes` is more than 1, each of the others within `other_pass`.
+    between it and `step`, where `passes` is more than 1, each of the others after `before_pass`.
     """
 
     def __init__(

@@ -29,6 +29,7 @@ from sclcore.driver.gates import (
     move_latents,
     write_gated,
 )
+from sclcore.driver.schedules import again, reached
 from sclcore.lazy import torch
 from sclcore.schedule import Schedule
 
@@ -100,7 +101,11 @@ class FromScratch(GatedMethod, frozen=True):
 
     def masks_are_final(self, schedule: Schedule, step: int, total_steps: int) -> bool:
         """The features are chosen at the beginning of the first update at `search_until`."""
-        return step > 0 and (step - 1) / total_steps >= self.search_until
+        return step > 0 and reached((step - 1) / total_steps, self.search_until)
+
+    def lr_progress(self, progress: float) -> float:
+        """The training goes through a schedule of its own."""
+        return again(progress, [0.0, self.search_until])
 
     def begin(self, layers: list[GatedLayer]) -> None:
         for layer in layers:
@@ -108,7 +113,7 @@ class FromScratch(GatedMethod, frozen=True):
 
     def before_update(self, net: Net) -> None:
         layers = gated_layers(net)
-        if net.progress >= self.search_until and "chosen" not in layers[0].state:
+        if reached(net.progress, self.search_until) and "chosen" not in layers[0].state:
             self._choose(net, layers)
         write_gated(net, self.shown(net))
 

@@ -59,6 +59,10 @@ class L0(GatedMethod, frozen=True):
         default=True, description="evaluate the features that stay times π; false: times 1"
     )
 
+    @property
+    def update_cost(self) -> float:
+        return 4 / 3 if self.estimator == "arm" else 1.0
+
     def check(self, features: Mapping[str, int]) -> None:
         for option, value in (("lam", self.lam), ("keep", self.keep)):
             per_layer(option, value, features)

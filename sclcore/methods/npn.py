@@ -29,6 +29,7 @@ from sclcore.driver.gates import (
     per_layer,
     write_gated,
 )
+from sclcore.driver.schedules import reached
 from sclcore.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ class NPN(GatedMethod, frozen=True):
             raise ValueError(f"learn_from must lie below learn_until, which is {self.learn_until}")
         return self
 
+    @property
+    def update_cost(self) -> float:
+        """A further forward pass while gates learn."""
+        return 1 + (self.learn_until - self.learn_from) / 3
+
     def check(self, features: Mapping[str, int]) -> None:
         per_layer("lam", self.lam, features)
         if self.grow and all(self._first_size(count) == count for count in features.values()):
@@ -89,7 +95,7 @@ class NPN(GatedMethod, frozen=True):
             )
 
     def masks_are_final(self, schedule: Schedule, step: int, total_steps: int) -> bool:
-        return step / total_steps >= self.learn_until
+        return reached(step / total_steps, self.learn_until)
 
     def begin(self, layers: list[GatedLayer]) -> None:
         layers[0].state["learning"] = False
@@ -149,7 +155,8 @@ class NPN(GatedMethod, frozen=True):
         return {f"gates/{name}": float(pi.mean()) for name, pi in self._pi(net).items()}
 
     def _is_learning(self, net: Net) -> bool:
-        return self.learn_from <= net.progress < self.learn_until
+        begun = reached(net.progress, self.learn_from)
+        return begun and not reached(net.progress, self.learn_until)
 
     def _pi(self, net: Net) -> dict[str, Tensor]:
         learning = gated_layers(net)[0].state["learning"]

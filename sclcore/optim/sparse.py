@@ -100,7 +100,6 @@ class SparseOptimizer(Optimizer):
             self._check_names(given)
             self._validate(group)
             clear_idle(group, given)
-            self._name(group)
             if group["connections"]:
                 self._complete(group)
         except ValueError:
@@ -205,16 +204,13 @@ class SparseOptimizer(Optimizer):
         """SHA-256 of all masks: equal on all ranks, and in two runs that chose the same network."""
         return hash_masks(self.masks())
 
-    def _name(self, group: dict[str, Any]) -> None:
-        """Give the parameters of a group their names, or numbers for want of these."""
+    def _complete(self, group: dict[str, Any]) -> None:
+        """What a group of connections says of its tensors, where it was left out."""
         size = len(group["params"])
         first = sum(len(g["params"]) for g in self.param_groups if g is not group)
         numbers = [f"param{first + i}" for i in range(size)]
         # Not "param_names": torch wants that in all groups or in none.
         group.setdefault("names", group.get("param_names", numbers))
-
-    def _complete(self, group: dict[str, Any]) -> None:
-        """What a group of connections says of its tensors, where it was left out."""
         group.setdefault("shapes", [tuple(p.shape) for p in group["params"]])
 
 
