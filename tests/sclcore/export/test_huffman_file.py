@@ -235,7 +235,7 @@ def test_what_cannot_be_written_leaves_nothing(
 def test_bytes_that_were_changed_with_their_checksum(
     form: str, fused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other weights or a refusal, by both readers of codewords; nothing else, whatever the bytes."""
+    """Other weights or a refusal, by both readers of codewords; nothing else."""
     monkeypatch.setenv("SCL_FUSED", fused)
     path = tmp_path / "model"
     save_huffman(state(), path, form=form, connections=CONNECTIONS)
