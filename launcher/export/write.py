@@ -23,6 +23,7 @@ from launcher.export.asked import ONNX, Options, check_options
 from launcher.export.formats import WRITERS, Job, Written
 from launcher.export.source import Described, Source, open_source
 from launcher.folder.results import ReportError
+from launcher.recipe.model import CUT_FILE
 from launcher.reports.card import write_card
 from sclcore.export import ExportError
 from sclcore.export.folding import fold_batch_norm
@@ -100,6 +101,8 @@ def _write(
     for name in options.formats:
         say(f"writing {name}")
         written[name] = WRITERS[name](job, folder)
+    if (cut := source.network.cut) is not None:
+        (folder / CUT_FILE).write_text(cut.model_dump_json() + "\n", encoding="utf-8")
     report = _report(job, folder, written, changes)
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _add_card(source, folder, report, say)

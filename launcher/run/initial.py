@@ -19,6 +19,7 @@ from launcher.cluster.ranks import from_main
 from launcher.errors import UsageError
 from launcher.folder.results import percent
 from launcher.models import create_model
+from launcher.models.cut import cut_in
 from launcher.models.weights import (
     check_masks,
     fitted,
@@ -71,13 +72,13 @@ def read_initial(recipe: Recipe, manifest: Manifest) -> Initial:
         weights = _pretrained(model, sizes, notes)
     elif init.weights != RANDOM:
         blank = _blank(model, sizes)
-        state = read_state(init.weights, "init.weights")
+        state = _cut_alike(read_state(init.weights, "init.weights"), model)
         weights, said = fitted(state, blank, channels, init.weights)
         notes += said
         if init.masks == AUTO:
             live = _structure_of(weights, blank, recipe, notes)
     if init.masks not in (AUTO, UNIFORM, MAGNITUDE):
-        state = read_state(init.masks, "init.masks")
+        state = _cut_alike(read_state(init.masks, "init.masks"), model)
         live, said = check_masks(state, _blank(model, sizes), channels, init.masks)
         notes += said
     return Initial(weights, live, tuple(notes))
@@ -101,6 +102,12 @@ def _structure_of(
         return {}
     notes.append(f"{source}: its zeros start dead (init.masks=uniform would bring them back)")
     return live
+
+
+def _cut_alike(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """What `model.cut` keeps of a whole model's weights; those of a cut one as they are."""
+    cut = cut_in(None, model)
+    return state if cut is None else cut.of_state(state)
 
 
 def _blank(model: ModelConfig, sizes: dict[str, int]) -> nn.Module:
