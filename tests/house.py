@@ -46,6 +46,7 @@ FLOORS = {
         "compare",
         "doctor",
         "start",
+        "shrink",
         "commands",
         "cli",
         "train",
