@@ -112,7 +112,7 @@ def _cut_alike(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor
 
 def _blank(model: ModelConfig, sizes: dict[str, int]) -> nn.Module:
     with torch.device("meta"):
-        return create_model(model, **sizes)
+        return create_model(model, num_classes=sizes["num_classes"], in_chans=sizes["in_chans"])
 
 
 def _pretrained(config: ModelConfig, sizes: dict[str, int], notes: list[str]) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def _pretrained(config: ModelConfig, sizes: dict[str, int], notes: list[str]) ->
         )
     wanted = config.model_copy(update={"kwargs": config.kwargs | {"pretrained": True}})
     try:
-        model = create_model(wanted, **sizes)
+        model = create_model(wanted, num_classes=sizes["num_classes"], in_chans=sizes["in_chans"])
     # Much can fail on the way to the weights: the hub, a proxy, a disk, a damaged file.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

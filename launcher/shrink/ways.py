@@ -76,7 +76,7 @@ def _by_latency(
     images = random_images(example, asked.batch)
     say("measuring layers")
     latency = LatencyModel(model, units, images, stopwatch)
-    budget = asked.latency_ms if asked.latency_ms is not None else asked.latency * stopwatch.today
+    budget = asked.latency_ms or (asked.latency or 0) * stopwatch.today
     lowest = latency.measured[-1]
     if budget < lowest:
         raise UsageError(
@@ -110,7 +110,7 @@ def _by_latency(
 def _by_dependence(model: nn.Module, units: Units, samples: Samples, asked: Asked) -> Smaller:
     dependences = Dependences(model, units, [images for images, _ in samples])
     lossless = asked.share is None
-    most = units.count if lossless else math.ceil(asked.share * units.count)
+    most = math.ceil((asked.share or 1) * units.count)
     found = dependences.find(most, None if lossless else math.inf)
     if not found.gone.any():
         return Smaller(model, None, {"lossless": lossless})

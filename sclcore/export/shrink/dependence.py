@@ -21,10 +21,18 @@ from torch import Tensor, nn
 from sclcore.export.cutting import apply_cut
 from sclcore.export.shrink.units import Reader, Units
 
-EXACT = 1e-8
-"""Relative residual (2-norms, in float64) below which a column counts as dependent."""
-_LOOSE = 1e-11  # the same, squared, of the search: what a Gram matrix of float64 can tell
+_ROUNDINGS = 100
+_LEAST = 1e-8  # what least squares of float64 tell of some thousand columns
+_SQUARED = 1e-11  # the same of a Gram matrix, squared
 _RIDGE = 1e-14
+
+
+def exact_residual(dtype: torch.dtype) -> float:
+    """The relative residual (2-norms) below which a column counts as dependent on others.
+
+    A hundred roundings of the network's own weights: 1.2e-5 in float32.
+    """
+    return max(_LEAST, _ROUNDINGS * torch.finfo(dtype).eps)
 
 
 @dataclass
@@ -62,6 +70,7 @@ class Dependences:
 
     def __init__(self, model: nn.Module, units: Units, batches: Iterable[Tensor]) -> None:
         self._model, self._units = model, units
+        self._exact = exact_residual(next(model.parameters()).dtype)
         exact = copy.deepcopy(model).eval().requires_grad_(False).double()
         factors: dict[str, Tensor] = {}
         handles = []
@@ -98,9 +107,10 @@ class Dependences:
         `error` is the largest relative squared error of a reader's outputs that one may make; None:
         only what is exact within rounding goes. One feature of each tensor stays.
         """
+        loose = max(_SQUARED, (10 * self._exact) ** 2)
         staying = torch.zeros(self._units.count, dtype=torch.bool)
         while True:
-            found = self._search(most, _LOOSE if error is None else error, staying)
+            found = self._search(most, loose if error is None else error, staying)
             if error is not None:
                 return found
             wrong = self._inexact(found.gone)
@@ -140,7 +150,7 @@ class Dependences:
             away, stays, solution = _solve(read, gone)
             rest = read.factor[:, away] - read.factor[:, stays] @ solution
             relative = rest.norm(dim=0) / read.scale[away]
-            wrong[read.reader.units[away[relative > EXACT]]] = True
+            wrong[read.reader.units[away[relative > self._exact]]] = True
         return wrong
 
     def remove(self, gone: Tensor) -> nn.Module:

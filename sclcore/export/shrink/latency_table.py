@@ -113,7 +113,7 @@ class LatencyTable:
             return exact
         if shape.per_group:
             known = sorted((o, ms) for (s, _, o), ms in self._measured.items() if s == shape)
-            return float(np.interp(outputs, *zip(*known, strict=True)))
+            return float(np.interp(outputs, [o for o, _ in known], [ms for _, ms in known]))
         ins, outs = self._axes[shape]
         columns = [
             np.interp(outputs, outs, [self._measured[shape, i, o] for o in outs])
