@@ -14,7 +14,7 @@ from launcher.cluster.process import end_with_parent, fork
 from launcher.errors import RunError, UsageError
 from launcher.export.source import Source, open_source
 from launcher.shrink.asked import BEGUN, REPORT, Asked
-from launcher.shrink.cutting import begin, make_cut, top1
+from launcher.shrink.cutting import begin, make_cut, nothing_to_take, top1
 from launcher.shrink.samples import training_samples
 from launcher.shrink.ways import Say
 from launcher.shrink.write import MODEL, fine_tuning, note, write_network
@@ -60,14 +60,20 @@ def anneal(asked: Asked, source: Source, say: Say) -> int:
         verdicts.append(verdict)
         if not verdict["kept"]:
             break
-        good = folder
+        good = folder if verdict["made"] else good
     if good is None:
-        raise RunError(
-            f"the first cut loses more than {asked.tolerance:g} points (top-1 "
-            f"{start['top1']:.2%} → {verdicts[0].get('top1', 0):.2%}) or has nothing to take: "
-            f"{asked.source} stays as it is; try a smaller --share, or more --epochs"
-        )
+        raise RunError(_nothing_kept(asked, start, verdicts[0]))
     return _apart(lambda: _conclude(asked, source, good, start, verdicts))
+
+
+def _nothing_kept(asked: Asked, start: dict[str, Any], first: dict[str, Any]) -> str:
+    if not first["made"]:
+        return f"{asked.source} stays as it is: {nothing_to_take(asked)}"
+    return (
+        f"the first cut loses more than {asked.tolerance:g} points (top-1 {start['top1']:.2%} → "
+        f"{first['top1']:.2%}): {asked.source} stays as it is; take less at a time, by a smaller "
+        "--share or more --cuts, or train for more --epochs"
+    )
 
 
 def _check_same(asked: Asked, begun: Path) -> None:
@@ -101,7 +107,9 @@ def _finish_cut(
             now = source if good is None else _trained(good)
             if not make_cut(asked, source, now, folder, number, start, say):
                 folder.mkdir(parents=True)
-                atomic_write(folder / VERDICT, json.dumps({"cut": number, "kept": False}) + "\n")
+                # Faster already than this part of the way to a budget; another way has an end.
+                verdict = {"cut": number, "made": False, "kept": asked.by == "latency"}
+                atomic_write(folder / VERDICT, json.dumps(verdict) + "\n")
             return 0
 
         if code := _apart(cut):
@@ -121,6 +129,7 @@ def _judge(asked: Asked, folder: Path, number: int, start: dict[str, Any], say: 
     kept = after >= start["top1"] - asked.tolerance / 100
     verdict = {
         "cut": number,
+        "made": True,
         "kept": kept,
         "top1": after,
         "top1_before_training": report["after"]["top1"],
@@ -149,7 +158,7 @@ def _conclude(
     trained = _trained(good)
     assert trained.network.cut is not None
     report = json.loads((good / REPORT).read_text(encoding="utf-8"))
-    last = next(v for v in reversed(verdicts) if v["kept"])
+    last = next(v for v in reversed(verdicts) if v["kept"] and v["made"])
     report["after"] |= {"top1": last["top1"]}
     report |= {"cut": last["cut"], "cuts": verdicts}
     final = asked.out / "final"

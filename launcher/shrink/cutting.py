@@ -72,7 +72,7 @@ def make_cut(
         smaller = make_smaller(now.model, example, samples, asked, watch, number / asked.cuts, say)
         if smaller.cut is None:
             if asked.in_one:
-                raise UsageError(_nothing(asked))
+                raise UsageError(nothing_to_take(asked))
             return False
         _write(asked, source, now, folder, number, start, smaller, samples[0][0])
     except ExportError as error:
@@ -80,15 +80,16 @@ def make_cut(
     return True
 
 
-def _nothing(asked: Asked) -> str:
+def nothing_to_take(asked: Asked) -> str:
+    """Why there was nothing to cut, and what would help."""
     if asked.by == "latency":
-        return f"{asked.source} is as fast as asked already: nothing is to go"
-    return (
-        f"nothing of {asked.source} can go without loss: no unit depends on others; let --share "
-        "10% take those that depend most"
-        if asked.share is None
-        else f"nothing of {asked.source} can go: each layer has one feature left"
-    )
+        return f"{asked.source} is as fast as asked already"
+    if asked.share is None:
+        return (
+            f"nothing of {asked.source} can go without loss, for no unit depends on others: let "
+            "--share 10% take those that come nearest"
+        )
+    return f"nothing of {asked.source} can go: each layer has one feature left"
 
 
 def _write(

@@ -49,8 +49,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"latency: {report['today_ms']:.4g} ms today, promised {report['promised_ms']:.4g} ms, "
             f"measured {report['measured_ms']:.4g} ms (promised {report['error']:+.1%}), by "
-            f"{report['clock']}; asked for {report['aim_ms']:.4g} ms"
+            f"{report['clock']}; asked for {report['budget_ms']:.4g} ms"
         )
+        if report["promised_ms"] > report["budget_ms"]:
+            lines.append("the budget is not met: the next cut on the way to it lost too much")
     if "difference" in report:
         kind = "without loss" if report["lossless"] else "nearest to dependent"
         lines.append(f"{kind}: outputs differ by {report['difference']:.1e} of the largest")

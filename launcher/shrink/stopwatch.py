@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class Stopwatch:
     ) -> None:
         self._threads, self._rounds = threads, rounds
         self.clock = time.thread_time if threads == 1 else time.perf_counter
-        frozen = model.eval().requires_grad_(False)
+        frozen = copy.deepcopy(model).eval().requires_grad_(False)
         self._reference = lambda: frozen(images)
         if today is None:
             with self._threaded():

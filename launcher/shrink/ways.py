@@ -93,6 +93,7 @@ def _by_latency(
     measured = stopwatch({0: lambda: smaller.model(images)})[0]
     wall = stopwatch.on_the_wall(lambda: smaller.model(images))
     facts = {
+        "budget_ms": budget,
         "aim_ms": aim,
         "promised_ms": promise.milliseconds,
         "measured_ms": measured,

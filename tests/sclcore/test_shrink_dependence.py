@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from sclcore.export.shrink.dependence import Dependences
 from sclcore.export.shrink.units import Units
 
 # Outputs of size 1 in float64, through least squares of some tens of columns.
-EXACT = {"rtol": 0.0, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-12}
 
 
 class Mlp(nn.Module):
@@ -98,11 +99,12 @@ def test_filters_of_a_layer_of_known_rank(padding: int, left: int) -> None:
 def test_channels_that_a_flattened_layer_reads_at_several_places() -> None:
     torch.manual_seed(3)
     model = Convolutions(1, 2)
+    bias: Any = model.b.bias
     with torch.no_grad():
         # The last two filters of b are multiples of others, which ReLU leaves them.
         for copied, of in ((4, 0), (5, 2)):
             model.b.weight[copied] = 2 * model.b.weight[of]
-            model.b.bias[copied] = 2 * model.b.bias[of]
+            bias[copied] = 2 * bias[of]
     units = Units(model, torch.zeros(1, 2, 8, 8))
     dependences = Dependences(model, units, [torch.randn(60, 2, 8, 8).double()])
     smaller = dependences.remove(dependences.find(units.count).gone)

@@ -150,11 +150,12 @@ def test_votes_order_the_units_of_a_trained_network() -> None:
 
 def test_units_of_timms_networks() -> None:
     """Whatever goes, the network that is left computes; attention heads go whole."""
-    for name, kwargs in (
-        ("resnet10t", {}),
-        ("mobilenetv2_035", {}),
-        ("test_vit", {"img_size": 32, "patch_size": 8}),
-    ):
+    networks: dict[str, dict[str, Any]] = {
+        "resnet10t": {},
+        "mobilenetv2_035": {},
+        "test_vit": {"img_size": 32, "patch_size": 8},
+    }
+    for name, kwargs in networks.items():
         model = timm.create_model(name, num_classes=4, **kwargs).eval()
         units = Units(model, torch.zeros(1, 3, 32, 32))
         gone = torch.arange(units.count) % 3 == 0

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from launcher.cli import main
 from launcher.export.source import open_source
+from launcher.models.cut import read_cut
 from launcher.shrink.asked import share_of
-from tests.launcher.conftest import finish, launch, scl, summary, train
+from tests.launcher.conftest import ROOT, finish, launch, scl, summary, train
 
+DOCUMENT = ROOT / "docs" / "shrink.md"
 Output = pytest.CaptureFixture[str]
 
 
@@ -104,10 +106,10 @@ def test_by_dependence_without_loss(dense: Path, tmp_path: Path) -> None:
 
 
 def test_by_latency_promised_and_measured(dense: Path, tmp_path: Path) -> None:
-    options = ["--by", "latency", "--latency", "60%", "--batch", "64", "--rounds", "5"]
+    options = ["--by", "latency", "--latency", "60%", "--batch", "64", "--rounds", "3"]
     report = shrink(dense, tmp_path / "fast", *options)
     assert report["promised_ms"] <= report["aim_ms"] == pytest.approx(0.6 * report["today_ms"])
-    # Processor time, of 5 rounds beside other tests: docs/shrink.md has it measured in peace.
+    # Processor time, of 3 rounds beside other tests: docs/shrink.md has it measured in peace.
     assert 0.5 < report["promised_ms"] / report["measured_ms"] < 2
     assert report["measured_ms"] < 0.95 * report["today_ms"]
     assert report["after"]["macs"] < 0.8 * report["before"]["macs"]
@@ -142,21 +144,57 @@ def test_the_last_good_network_stays_where_a_cut_loses_too_much(
     dense: Path, tmp_path: Path, capfd: Output
 ) -> None:
     out = tmp_path / "out"
-    options = ["--by", "dependence", "--share", "45%", "--cuts", "3", "--tolerance", "4"]
-    report = shrink(dense, out, *options, "--epochs", "1")
+    options = ["--by", "dependence", "--share", "20%", "--tolerance", "10"]
+    report = shrink(dense, out, *options, "--cuts", "12")
     kept = [cut["kept"] for cut in report["cuts"]]
-    assert kept[0] and not kept[-1] and len(kept) <= 3, kept
-    last = report["cuts"][kept.count(True) - 1]
+    # Twelve times a fifth of 40 channels leaves 3 or fewer: long before, too much is lost.
+    assert kept[0] and kept == [True] * (len(kept) - 1) + [False] and len(kept) < 12
+    last = report["cuts"][-2]
     assert report["after"]["parameters"] == last["parameters"]
-    assert last["top1"] >= report["before"]["top1"] - 0.04 > report["cuts"][-1]["top1"]
+    assert last["top1"] >= report["before"]["top1"] - 0.1 > report["cuts"][-1]["top1"]
     model = open_source(out).model
     assert sum(p.numel() for p in model.parameters()) == last["parameters"]
     # Done is done; another question is not answered there.
-    arguments = ["shrink", str(dense), "--out", str(out), "--samples", "300"]
-    assert main([*arguments, *options, "--epochs", "1"]) == 0
+    arguments = ["shrink", str(dense), "--out", str(out), "--samples", "300", *options]
+    assert main([*arguments, "--cuts", "12"]) == 0
     (out / "shrink.json").unlink()
-    assert main([*arguments, *options, "--epochs", "2"]) == 2
-    assert "was begun with epochs 1, not 2: give the same command" in capfd.readouterr().err
+    assert main([*arguments, "--cuts", "13"]) == 2
+    assert "was begun with cuts 12, not 13: give the same command" in capfd.readouterr().err
+
+
+def test_where_not_one_cut_is_good_enough_it_says_so(dense: Path, tmp_path: Path) -> None:
+    options = ["--by", "votes", "--share", "90%", "--cuts", "2", "--tolerance", "1"]
+    command = scl("shrink", dense, "--out", tmp_path / "out", "--samples", "300", *options)
+    code, output = finish(launch(command))
+    assert code == 1
+    assert "error: the first cut loses more than 1 points" in output
+    assert "stays as it is; take less at a time, by a smaller --share or more --cuts" in output
+
+
+def test_zeros_of_a_sparse_network_stay(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "sparse"
+    settings = ("model.kwargs.norm=batch", "optim.epochs=4", "method.mask_lr=0.02")
+    code, output = finish(launch(train(recipe, run, *settings, ranks=1)))
+    assert code == 0, output
+    assert summary(run)["density"] < 0.9
+    out = tmp_path / "out"
+    options = ["--by", "votes", "--share", "20%", "--tolerance", "90", "--epochs", "1"]
+    shrink(run, out, *options)
+    cut, trained = (load_file(f / "model.safetensors") for f in (out / "cuts/01", out))
+    for name, weight in cut.items():
+        if weight.ndim > 1:
+            assert not trained[name][weight == 0].any(), name
+            assert not torch.equal(trained[name], weight), name
+    assert 0 < summary(out / "cuts/01/run")["density"] < 0.9
+
+
+def test_a_network_without_units_is_refused(
+    undisturbed: Path, tmp_path: Path, capfd: Output
+) -> None:
+    """Group norm takes its statistics over all channels: none can go."""
+    command = ["shrink", str(undisturbed), "--out", str(tmp_path / "out"), "--by", "votes"]
+    assert main([*command, "--share", "10%"]) == 2
+    assert "has no feature that could go: each one reaches the outputs" in capfd.readouterr().err
 
 
 REFUSED = {
@@ -212,6 +250,19 @@ def test_folders_in_use_and_files_that_say_nothing(
     data = json.dumps(str(open_source(dense).recipe["data"]["path"])).strip('"')  # type: ignore[index]
     assert main([*file, *votes, "--data", data, "--samples", "100"]) == 0
     assert not (tmp_path / "out" / "recipe.yaml").exists()
+
+
+def test_the_library_as_the_document_shows_it(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    model = open_source(dense).model
+    names = {"model": model, "images": torch.rand(64, 1, 8, 8), "labels": torch.arange(64) % 10}
+    exec(code, names)
+    assert sum(p.numel() for p in model.parameters()) < summary(dense)["parameters"]
+    assert read_cut(tmp_path / "cut.json").model == "my_model"
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
 def test_shares() -> None:
