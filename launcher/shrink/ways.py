@@ -79,16 +79,14 @@ def _by_latency(
     budget = asked.latency_ms or (asked.latency or 0) * stopwatch.today
     lowest = latency.measured[-1]
     if budget < lowest:
-        raise UsageError(
-            f"a latency of {budget:.3g} ms is below what any cut of this network reaches here: "
-            f"with one feature in each layer it takes {lowest:.3g} ms "
-            f"({lowest / stopwatch.today:.1%} of today's {stopwatch.today:.3g} ms); ask for more"
-        )
+        raise UsageError(_too_fast(budget, lowest, stopwatch))
     aim = stopwatch.today * (budget / stopwatch.today) ** part
     now = latency.measured[0]
     if now <= aim:
         return Smaller(model, None, {"aim_ms": aim, "now_ms": now})
     promise = fit_into(latency, scores, aim, say)
+    if promise.milliseconds > aim:
+        raise UsageError(_too_fast(aim, promise.milliseconds, stopwatch))
     smaller = cut_away(model, units, promise.gone)
     measured = stopwatch({0: lambda: smaller.model(images)})[0]
     wall = stopwatch.on_the_wall(lambda: smaller.model(images))
@@ -106,6 +104,14 @@ def _by_latency(
         "table_points": latency.table.points,
     }
     return Smaller(smaller.model, smaller.cut, facts)
+
+
+def _too_fast(budget: float, lowest: float, stopwatch: Stopwatch) -> str:
+    return (
+        f"a latency of {budget:.3g} ms is below what any cut of this network reaches here: with "
+        f"one feature in each layer it takes {lowest:.3g} ms ({lowest / stopwatch.today:.1%} of "
+        f"today's {stopwatch.today:.3g} ms); ask for more"
+    )
 
 
 def _by_dependence(model: nn.Module, units: Units, samples: Samples, asked: Asked) -> Smaller:

@@ -23,7 +23,8 @@ from sclcore.export.shrink.units import Layer, Units
 CALIBRATING = (1.0, 0.75, 0.5, 0.3, 0.0)
 """Shares of the units in the networks that are measured whole; of the last, one unit a layer."""
 _ROUNDS = 8
-_CLOSE = 0.02
+_CLOSE = 0.02  # a promise that is so near to the budget is good enough
+_INSIDE = 0.995
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class LatencyModel:
         calls = {i: _call(_smaller(model, units, ~k), images) for i, k in enumerate(kept)}
         timed = timer(calls)
         self.measured = [timed[i] for i in range(len(kept))]
-        self.table.measure_all(point for k in kept for point in self._points(k))
+        self.table.measure(point for k in kept for point in self._points(k))
         self.alpha, self.fixed, self.per_element = self._fit(kept)
 
     def _fit(self, kept: Sequence[Tensor]) -> tuple[float, float, float]:
@@ -78,12 +79,12 @@ class LatencyModel:
 
     def refine(self, kept: Tensor) -> float:
         """`milliseconds`, once each layer of that network has been measured as it is there."""
-        self.table.measure_all(self._points(kept))
+        self.table.measure(self._points(kept))
         return self.milliseconds(kept)
 
     def _points(self, kept: Tensor) -> list[Any]:
         return [
-            self.table.measure(layer, *columns.sizes(kept))
+            self.table.point(layer, *columns.sizes(kept))
             for layer, columns in zip(self.layers, self._columns, strict=True)
         ]
 
@@ -108,10 +109,10 @@ class LatencyModel:
             half = max(1, outputs // 2), max(1, inputs // 2)
             of_output = (now - self.table.milliseconds(layer, inputs, half[0])) / half[0]
             of_input = (now - self.table.milliseconds(layer, half[1], outputs)) / half[1]
-            if layer.groups > 1:
-                of_output, of_input = of_output, 0.0
             total += self.alpha * max(0.0, of_output) * columns.outputs
-            total += self.alpha * max(0.0, of_input) * columns.inputs
+            # In a convolution in groups those that are read are those that are made.
+            if layer.groups == 1:
+                total += self.alpha * max(0.0, of_input) * columns.inputs
         return total.clamp_min(float(total.max()) * 1e-3)
 
 
@@ -152,14 +153,13 @@ def fit_into(
     aim, best = budget, None
     for _ in range(_ROUNDS):
         kept = _first_within(latency, order, aim)
-        rough = latency.milliseconds(kept)
         promised = latency.refine(kept)
         say(f"  {int(kept.sum()):,} of {len(kept):,} units: {promised:.4g} ms")
         if promised <= budget and (best is None or promised > best.milliseconds):
             best = Promise(~kept, promised)
         if best is not None and best.milliseconds > (1 - _CLOSE) * budget:
             break
-        aim *= budget / promised if rough == 0 else min(1.2, max(0.8, 0.995 * budget / promised))
+        aim *= min(1.2, max(0.8, _INSIDE * budget / promised))
     if best is None:
         kept = every.clone()
         kept[order] = False

@@ -49,17 +49,17 @@ class LatencyTable:
         dtype: torch.dtype,
     ) -> None:
         self._timer, self._dtype = timer, dtype
-        self.shapes: dict[str, Shape] = {}
+        self._shapes: dict[str, Shape] = {}
         self._targets: dict[Shape, Callable[..., object]] = {}
         self._axes: dict[Shape, tuple[list[int], list[int]]] = {}
         self._measured: dict[tuple[Shape, int, int], float] = {}
         grid = []
         for layer in layers:
             shape = _shape_of(program, layer, batch)
-            self.shapes[layer.step.name] = shape
+            self._shapes[layer.step.name] = shape
             self._targets[shape] = layer.step.target
             grid += self._grid(shape, len(layer.inputs), len(layer.outputs))
-        self._measure(grid)
+        self.measure(grid)
 
     def _grid(self, shape: Shape, inputs: int, outputs: int) -> list[tuple[Shape, int, int]]:
         ins, outs = ({max(1, round(share * n)) for share in SHARES} for n in (inputs, outputs))
@@ -73,15 +73,12 @@ class LatencyTable:
         self._axes[shape] = sorted({*known[0], *ins}), sorted({*known[1], *outs})
         return [(shape, i, o) for i in self._axes[shape][0] for o in self._axes[shape][1]]
 
-    def measure(self, layer: Layer, inputs: int, outputs: int) -> tuple[Shape, int, int]:
-        """The point of `layer` with so many features, for `measure_all`."""
-        return self.shapes[layer.step.name], inputs, outputs
+    def point(self, layer: Layer, inputs: int, outputs: int) -> tuple[Shape, int, int]:
+        """The point of `layer` with so many features."""
+        return self._shapes[layer.step.name], inputs, outputs
 
-    def measure_all(self, points: Iterable[tuple[Shape, int, int]]) -> None:
+    def measure(self, points: Iterable[tuple[Shape, int, int]]) -> None:
         """Measure these points themselves, where they are not yet."""
-        self._measure(points)
-
-    def _measure(self, points: Iterable[tuple[Shape, int, int]]) -> None:
         wanted = {p: self._call(*p) for p in points if p not in self._measured}
         if wanted:
             self._measured |= dict(self._timer(wanted))
@@ -107,7 +104,7 @@ class LatencyTable:
 
     def milliseconds(self, layer: Layer, inputs: int, outputs: int) -> float:
         """Of `layer` with so many input and output features."""
-        shape = self.shapes[layer.step.name]
+        shape = self._shapes[layer.step.name]
         exact = self._measured.get((shape, inputs, outputs))
         if exact is not None:
             return exact

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,10 +150,6 @@ class Units:
         removed = torch.zeros(self.features.count(), dtype=torch.bool)
         removed[self._roots[gone]] = True
         return cut_of(self.features, removed, model)
-
-    def parameters(self) -> Mapping[str, Tensor]:
-        """The traced model's parameters by name, in float64."""
-        return dict(self.program.model.named_parameters())
 
 
 def _module_of(program: Program, step: Step) -> nn.Module | None:
