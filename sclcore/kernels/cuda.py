@@ -88,6 +88,7 @@ class CudaKernel:
         gradients, prices = changing[: len(pieces)], changing[len(pieces) :].view(torch.float32)
         counts = torch.zeros(len(pieces), COUNTS, dtype=torch.int64, device=divisors.device)
         common = options[0]
+        rates: list[Any] = [float(getattr(common, name)) for name in RATES]
         constants = _constants(common, NESTEROV=bool(common.nesterov), LEARNS=bool(common.mask_lr))
         with torch.cuda.device_of(counts):
             triton_kernels.update[(len(tables.chunks),)](
@@ -97,7 +98,7 @@ class CudaKernel:
                 prices,
                 divisors.contiguous(),
                 counts,
-                *(float(getattr(common, name)) for name in RATES),
+                *rates,
                 **constants,
             )
         # PyTorch cannot know it: a backward through what the parameters were must fail.
