@@ -31,6 +31,7 @@ FLOORS = {
     "sclcore": [
         "lazy",
         "schedule",
+        "sharing",
         "optim",
         "layout",
         "network",
@@ -61,6 +62,7 @@ FLOORS = {
         "compare",
         "doctor",
         "start",
+        "shrink",
         "commands",
         "cli",
         "train",

@@ -101,6 +101,8 @@ def test_every_scl_command_is_understood(path: Path) -> None:
         options = cli.parser().parse_args(words)
         if getattr(options, "recipe", None) is not None:
             assert (ROOT / options.recipe).is_file(), words
+            if words[0] == "train":
+                load_recipe(ROOT / options.recipe, options.overrides)
 
 
 def test_there_are_commands_to_check() -> None:

@@ -15,7 +15,8 @@ formats, several with commas between them:
   onnx         the graph, for onnxruntime and its kin; any batch size
   torch        the graph as .pt2 (torch.export.load)
   csv          connections, density and MACs of each layer
-  compact      positions and values of what is not zero: the smallest file
+  compact      positions and values of what is not zero: the smallest file of unshared weights
+  ham, sham    few values a layer as Huffman codewords, by --share; all elements, or the live
   2:4          for sparse tensor cores: verified, or made so by --convert-2to4
 
 Each is read back and compared before the folder appears; of a run that is not finished, the newest
@@ -43,6 +44,11 @@ def add(commands: Commands) -> None:
         help="compact: what weights are rounded to (default: float32, not at all)",
     )
     parser.add_argument(
+        "--share",
+        metavar="KIND:N",
+        help="ham, sham: N values for each layer, by kmeans:N, or unbiased at random by pq:N",
+    )
+    parser.add_argument(
         "--convert-2to4",
         action="store_true",
         help="2:4: drop the smaller two of four weights where the hardware would profit",
@@ -56,7 +62,7 @@ def add_source_options(parser: argparse.ArgumentParser, name: str) -> None:
         "source",
         type=Path,
         metavar=name,
-        help="folder of a run or an export, a checkpoint, or a model file (.safetensors, .sclc)",
+        help="folder of a run or an export, a checkpoint, or a file (.safetensors, .sclc, .sham …)",
     )
     file = parser.add_argument_group("of a file that does not say it")
     file.add_argument("--model", metavar="NAME", help="its model, as in a recipe's model.name")
@@ -98,6 +104,7 @@ def _export(options: argparse.Namespace) -> int:
         remove_dead=options.remove_dead,
         fold_bn=options.fold_bn,
         values=options.values,
+        share=options.share,
         convert=options.convert_2to4,
         data=options.data,
     )

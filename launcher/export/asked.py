@@ -9,8 +9,11 @@ from pathlib import Path
 
 from launcher.errors import UsageError
 
-FORMATS = ("safetensors", "state_dict", "onnx", "torch", "csv", "compact", "2:4")
+FORMATS = ("safetensors", "state_dict", "onnx", "torch", "csv", "compact", "ham", "sham", "2:4")
 GRAPHS = ("onnx", "torch")
+CODED = ("ham", "sham")
+SHARINGS = ("kmeans", "pq")
+_MOST_SHARED = 65_536
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 WHAT = "give the folder of a run or of an export, a checkpoint, or a model.safetensors"
 
@@ -25,6 +28,7 @@ class Options:
     remove_dead: bool = False
     fold_bn: bool = False
     values: str = "float32"
+    share: str | None = None
     convert: bool = False
     data: str | None = None
 
@@ -46,6 +50,7 @@ def check_options(options: Options) -> None:
         ("--remove-dead", options.remove_dead, GRAPHS),
         ("--fold-bn", options.fold_bn, GRAPHS),
         (f"--values {options.values}", options.values != "float32", ("compact",)),
+        (f"--share {options.share}", options.share is not None, CODED),
         ("--convert-2to4", options.convert, ("2:4",)),
     ):
         if given and not set(needed) & set(options.formats):
@@ -53,9 +58,22 @@ def check_options(options: Options) -> None:
                 f"{option} changes {' and '.join(needed)} alone (the others hold the tensors that "
                 f"the unmodified model loads): add --format {needed[0]}"
             )
+    if options.share is not None:
+        read_sharing(options.share)
     out = options.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists: choose another folder, or remove it first")
+
+
+def read_sharing(text: str) -> tuple[str, int]:
+    """(kind, how many values) of --share. Raises UsageError."""
+    kind, _, number = text.partition(":")
+    if kind not in SHARINGS or not number.isdecimal() or not 2 <= int(number) <= _MOST_SHARED:
+        raise UsageError(
+            f"--share {text}: should be kmeans:N or pq:N with N from 2 to {_MOST_SHARED:,} values "
+            "for each layer, such as kmeans:32"
+        )
+    return kind, int(number)
 
 
 def check_source(path: Path) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from launcher.errors import UsageError
-from launcher.export.asked import Options
-from launcher.export.sizes import sizes
+from launcher.export.job import Job, Written
+from launcher.export.shared import write_ham, write_sham
+from launcher.export.sizes import compact_sizes
 from launcher.export.source import Source
-from launcher.run.validate import evaluate
 from sclcore import connection_groups, layer_budgets, weight_uses
 from sclcore.export import (
     ExportError,
@@ -29,61 +28,9 @@ from sclcore.export import (
 from sclcore.export.graphs import Compared
 from sclcore.export.semi_structured import Pattern, patterns, to_semi_structured
 from sclcore.export.values import rounded
-from sclcore.network.connections import LayerBudget, find_connections
+from sclcore.network.connections import find_connections
 
-# A batch of one is a special case to PyTorch's tracer.
-EXAMPLE_BATCH = 2
 _DENSE = "zeros are stored and multiplied like other numbers: as large and as slow as dense"
-
-
-@dataclass
-class Job:
-    """One export under way. `graph` is what onnx and torch get: `source.model`, or less of it."""
-
-    options: Options
-    source: Source
-    graph: nn.Module
-    accuracy: dict[str, float] = field(default_factory=dict)
-    sizes: list[dict[str, Any]] = field(default_factory=list)
-    patterns: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def example(self) -> Tensor:
-        return self.source.network.example(EXAMPLE_BATCH)
-
-    def about(self) -> dict[str, Any]:
-        """What each file says of the model in it."""
-        source = self.source
-        return {**source.network.as_dict(), "step": source.step, "finished": source.finished}
-
-    def budgets(self, model: nn.Module | None = None) -> list[LayerBudget]:
-        """Connections and MACs of each layer; a connection is live where its weight is not zero."""
-        model = model or self.source.model
-        masks = {c.name: c.parameter != 0 for c in find_connections(model)}
-        return layer_budgets(model, weight_uses(model, self.example[:1]), masks)
-
-    def measure(self, what: str, model: nn.Module) -> float | None:
-        """Top-1 of `model` on the validation split, kept under `what`; None without shards."""
-        validation = self.source.validation_set(self.options.data)
-        if validation is None:
-            return None
-        dataset, config = validation
-        dtype = next(model.parameters()).dtype
-        results = evaluate(
-            lambda images: model(images.to(dtype)), dataset, config, device=torch.device("cpu")
-        )
-        self.accuracy[what] = results["val/top1"]
-        return self.accuracy[what]
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file as it was checked, and what speed to expect of it, in words."""
-
-    file: str
-    checked: str
-    speed: str
-    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_safetensors(job: Job, folder: Path) -> Written:
@@ -147,17 +94,10 @@ def _millions(macs: int) -> str:
 
 def write_compact(job: Job, folder: Path) -> Written:
     path, model, values = folder / "model.sclc", job.source.model, job.options.values
-    # Adding 0 turns −0, which w · mask leaves and which would be stored, into 0; no other bit.
-    state = {k: v + 0 if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    state = job.dense_state()
     features = {c.name: 1 if c.transposed_groups else 0 for c in find_connections(model)}
     entries = save_compact(state, path, values=values, connections=features, metadata=job.about())
-    dense = folder / "model.safetensors"
-    if not dense.exists():
-        # Only for its size: it is removed again below.
-        dense = folder / ".weighed"
-        save_sparse_model(model, dense, metadata=job.about())
-    job.sizes = [asdict(size) for size in sizes(dense, path, entries, state)]
-    (folder / ".weighed").unlink(missing_ok=True)
+    job.add_sizes(folder, compact_sizes(path, entries, state))
     checked = "read back, bit for bit"
     if values != "float32":
         checked = f"read back, bit for bit what {values} rounds to"
@@ -247,5 +187,7 @@ WRITERS: dict[str, Callable[[Job, Path], Written]] = {
     "torch": write_torch,
     "csv": write_csv,
     "compact": write_compact,
+    "ham": write_ham,
+    "sham": write_sham,
     "2:4": write_2_to_4,
 }

@@ -1,4 +1,4 @@
-"""How large a model is as a file: dense, deflated, compact, and the bound that no code beats."""
+"""How large a model is as a file: dense, deflated, compact, coded, and what bounds promise."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from sclcore.export.compact import Entry
+from sclcore.export.huffman.file import CodedEntry
+from sclcore.export.huffman.sizes import Counts, ham_bound, sham_bound
 from sclcore.export.values import entropy_bits
 
 _BITS = {"float16": 16, "int8": 8}
@@ -25,18 +27,43 @@ class Size:
     values: int | None = None
 
 
-def sizes(
-    dense: Path, compact: Path, entries: Sequence[Entry], state: Mapping[str, Tensor]
+def dense_sizes(dense: Path) -> list[Size]:
+    """Of a file with all elements: as it is, and as gzip -9 makes it."""
+    return [Size("dense", dense.stat().st_size), Size("dense, gzip", _gzipped(dense))]
+
+
+def compact_sizes(
+    compact: Path, entries: Sequence[Entry], state: Mapping[str, Tensor]
 ) -> list[Size]:
-    """The table for a dense file and a compact one, with the `entries` of its header."""
+    """Of a compact file, with the `entries` of its header, and of what no code is below."""
     positions = sum(_positions(entry) for entry in entries)
     values = sum(abs(size) for entry in entries for size in entry.sections) - positions
     return [
-        Size("dense", dense.stat().st_size),
-        Size("dense, gzip", _gzipped(dense)),
         Size("compact", compact.stat().st_size, positions, values),
         _bound(entries, state),
     ]
+
+
+def coded_sizes(
+    form: str, coded: Path, entries: Sequence[CodedEntry], state: Mapping[str, Tensor]
+) -> list[Size]:
+    """Of a HAM or sHAM file, with the `entries` of its header, and what its formula promises."""
+    # Those of sHAM's indices come after the three of the codewords.
+    positions = sum(sum(entry.sections[3:]) for entry in entries)
+    values = sum(sum(entry.sections) for entry in entries) - positions
+    bounds = [coded_bound(entry, state[entry.name]) for entry in entries]
+    return [
+        Size(form, coded.stat().st_size, positions, values),
+        Size(f"{form}, bound by formula", round(sum(bounds))),
+    ]
+
+
+def coded_bound(entry: CodedEntry, tensor: Tensor) -> float:
+    """Bytes that a tensor takes at most, without the file's header."""
+    bounds = {"ham": ham_bound, "sham": sham_bound}
+    if entry.form not in bounds:
+        return tensor.numel() * tensor.element_size()
+    return bounds[entry.form](Counts.of(tensor)) * tensor.numel() * 4
 
 
 def _positions(entry: Entry) -> int:

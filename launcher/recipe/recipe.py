@@ -56,6 +56,13 @@ class Recipe(BaseModel):
                 f"method {self.method.name} needs whole tensors on every rank: engine.zero_stage "
                 f"must be {' or '.join(map(str, stages))}, not {self.engine.zero_stage}"
             )
+        precisions = self.method.precisions
+        if self.engine.precision not in precisions:
+            raise ValueError(
+                f"method {self.method.name} writes other weights before each forward pass, which "
+                "a copy of the model in lower precision would not see: engine.precision must be "
+                f"{' or '.join(precisions)}, not {self.engine.precision}"
+            )
         return self
 
     @property

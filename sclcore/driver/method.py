@@ -29,6 +29,8 @@ class Method(BaseModel, frozen=True, extra="forbid"):
     """Colour and marker in charts; None for one of those that are left."""
     zero_stages: ClassVar[tuple[int, ...]] = (0,)
     """The ZeRO stages it works in: 0 where it needs whole tensors on every rank."""
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "autocast", "bf16")
+    """The values of `engine.precision` it works with."""
     takes_masks: ClassVar[bool] = False
     """Whether it has mask variables that can be given at the start."""
     keeps_zeros: ClassVar[bool] = False
@@ -85,12 +87,16 @@ class DrivenMethod(Method, frozen=True):
         default_factory=list, description="patterns of layers that stay dense, such as conv1"
     )
 
+    group_keys: ClassVar[tuple[str, ...]] = ()
+    """What `groups` notes in the parameter group of the connections, beside what all have."""
     begins_sparse: ClassVar[bool] = False
     """Whether connections are dead before the first update."""
-    passes: ClassVar[int] = 1
-    """Forward passes of an update. The first is differentiated, the others only give their loss."""
     started_by: ClassVar[str] = "mask"
-    """The key in the state of a tensor that `start` has put there."""
+    """The key in the state of a tensor that `start` has put there.
+
+    A parameter outside of connections whose state has it is latent too: what others write into it
+    is handed to `take`.
+    """
 
     def groups(self, model: nn.Module, example: Tensor) -> list[dict[str, Any]]:
         """Parameter groups: those with `connections: True` hold what may die."""
@@ -101,6 +107,10 @@ class DrivenMethod(Method, frozen=True):
     def start(self, net: Net, fresh: list[Connected]) -> None:
         """Make the state of tensors that have none, and write their effective weights."""
         raise NotImplementedError
+
+    def passes(self, net: Net) -> int:
+        """Forward passes of this update: the first is differentiated, the others give a loss."""
+        return 1
 
     def before_update(self, net: Net) -> None:
         """Write the weights of the first forward pass, where they are not those evaluated."""

@@ -29,7 +29,7 @@ class Driver(SparseOptimizer):
     What a method may ask of it is `sclcore.driver.net.Net`. Its `progress` a `Scheduler` sets.
 
     A loop of one's own calls `before_update` before the first forward pass of an update, and
-    between it and `step`, where `passes` is more than 1, each of the others within `other_pass`.
+    between it and `step`, where `passes` is more than 1, each of the others after `before_pass`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Driver(SparseOptimizer):
         seed: int = 0,
     ) -> None:
         self.method = method
+        self._group_keys = frozenset(method.group_keys)
         self.seed = seed
         params = params if isinstance(params, Tensor) else [*params]
         given = {"momentum": momentum, "nesterov": nesterov, "betas": betas, "eps": eps}
@@ -72,7 +73,10 @@ class Driver(SparseOptimizer):
         self._losses: list[Tensor] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "method": self.method, "seed": self.seed}
+        return {
+            **super().__getstate__(),
+            **{key: self.__dict__[key] for key in ("method", "seed", "_group_keys")},
+        }
 
     def _validate(self, group: dict[str, Any]) -> None:
         for name in ("lr", "weight_decay"):
@@ -91,15 +95,14 @@ class Driver(SparseOptimizer):
     @property
     def passes(self) -> int:
         """Forward passes of an update."""
-        return self.method.passes
+        return self.method.passes(self)
 
     @torch.no_grad()
     def before_update(self) -> None:
         """Prepare the parameters for the first forward pass of an update."""
+        self._take_over_touched(self._watched)
         self._losses = [torch.zeros((), dtype=torch.float64)] * self.passes
         self.held_layers = []
-        tensors = self.tensors
-        self._take_over_touched(tensors)
         self.method.before_update(self)
         self._is_drawn = True
         self._note()
@@ -157,8 +160,8 @@ class Driver(SparseOptimizer):
             return loss
         if not self._is_drawn:
             self.held_layers = []
-        updates, tensors = self.updates, self.tensors
-        self._take_over_touched(tensors)
+        updates = self.updates
+        self._take_over_touched(self._watched)
         if self.method.step(self):
             self.move_others()
         for group in self.param_groups:
@@ -185,11 +188,11 @@ class Driver(SparseOptimizer):
         self._note()
 
     def _note(self) -> None:
-        self._written.note(each.param for each in self.tensors)
+        self._written.note(each.param for each in self._watched)
 
     @torch.no_grad()
     def read_weights(self) -> None:
-        self._take_over(self.tensors)
+        self._take_over(self._watched)
 
     def _take_over_touched(self, tensors: list[Connected]) -> None:
         touched = {id(p) for p in self._written.touched(each.param for each in tensors)}
@@ -208,6 +211,12 @@ class Driver(SparseOptimizer):
         if fresh:
             self.method.start(self, fresh)
         return tensors
+
+    @property
+    def _watched(self) -> list[Connected]:
+        """The parameters that are written from a state of the method's."""
+        tensors, latent = self.tensors, self.method.started_by
+        return [*tensors, *(each for each in self.others if latent in each.state)]
 
     @property
     def others(self) -> list[Connected]:

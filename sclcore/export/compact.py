@@ -1,22 +1,13 @@
 """One small file for a sparse model: positions and values of what is not zero, exactly decodable.
 
-The format, version 1 (all numbers little-endian; docs/export.md says it with an example):
-
-    8 bytes   b"SCLSPARS"
-    u16       version
-    u32       bytes of the header
-    header    deflated JSON: {"metadata": {…}, "tensors": [{…}, …]}
-    sections  one after the other, as the tensors of the header list them
-    u32       CRC-32 of everything before
-
-A reader needs zlib, JSON and the three codes of sclcore/export/positions.py.
+The frame is that of sclcore/export/container.py, with b"SCLSPARS" at its head; docs/export.md says
+the format, version 1, in full. A reader needs zlib, JSON and the three codes of
+sclcore/export/positions.py.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sclcore.export import positions
+from sclcore.export.container import Kind, packed, unpacked
 from sclcore.export.files import ExportError, same_bits, staged
 from sclcore.export.values import (
     PRECISIONS,
@@ -41,9 +33,7 @@ from sclcore.export.values import (
     to_int8,
 )
 
-MAGIC = b"SCLSPARS"
-VERSION = 1
-_START = struct.Struct("<8sHI")
+_KIND = Kind(b"SCLSPARS", 1, "compact file")
 
 
 @dataclass(frozen=True)
@@ -86,13 +76,8 @@ def save_compact(
     features = (connections or {}) if values != "float32" else {}
     coded = [_encode(name, tensor, values, features.get(name)) for name, tensor in state.items()]
     entries = [entry for entry, _ in coded]
-    head = {"metadata": dict(metadata or {}), "tensors": [asdict(entry) for entry in entries]}
-    header = zlib.compress(json.dumps(head, separators=(",", ":")).encode(), 9)
-    content = bytearray(_START.pack(MAGIC, VERSION, len(header)) + header)
-    for _, sections in coded:
-        for section in sections:
-            content += section
-    content += struct.pack("<I", zlib.crc32(content))
+    sections = [sections for _, sections in coded]
+    content = packed(_KIND, [asdict(entry) for entry in entries], sections, metadata or {})
     with staged(path) as temporary:
         temporary.write_bytes(content)
         _verify(path.name, load_compact(temporary), state, values, features)
@@ -105,15 +90,11 @@ def load_compact(path: Path | str) -> dict[str, Tensor]:
     Raises ExportError if it is none, from a newer version, or damaged.
     """
     path = Path(path)
-    entries, _, body = _open(path)
-    state, offset = {}, 0
-    for entry in entries:
-        sections = []
-        for size in entry.sections:
-            sections.append((body[offset : offset + abs(size)], size < 0))
-            offset += abs(size)
+    entries, _, sections = _open(path)
+    state = {}
+    for entry, own in zip(entries, sections, strict=True):
         try:
-            state[entry.name] = _decode(entry, sections)
+            state[entry.name] = _decode(entry, own)
         except (ExportError, ValueError, IndexError, zlib.error) as error:
             raise ExportError(f"{path.name}: tensor {entry.name} is damaged: {error}") from error
     return state
@@ -125,22 +106,12 @@ def read_header(path: Path) -> tuple[list[Entry], dict[str, Any]]:
     return entries, metadata
 
 
-def _open(path: Path) -> tuple[list[Entry], dict[str, Any], bytes]:
-    content = path.read_bytes()
-    if len(content) < _START.size + 4 or not content.startswith(MAGIC):
-        raise ExportError(f"{path.name} is no compact file of SCL")
-    _, version, length = _START.unpack_from(content)
-    if version != VERSION:
-        raise ExportError(f"{path.name} has version {version}; this program reads {VERSION}")
-    if zlib.crc32(content[:-4]) != struct.unpack("<I", content[-4:])[0]:
-        raise ExportError(f"{path.name} is damaged: its checksum does not match")
+def _open(path: Path) -> tuple[list[Entry], dict[str, Any], list[list[bytes]]]:
+    tensors, metadata, sections = unpacked(_KIND, path)
     try:
-        head = json.loads(zlib.decompress(content[_START.size : _START.size + length]))
-        entries = [Entry(**entry) for entry in head["tensors"]]
-        metadata = dict(head["metadata"])
-    except (ValueError, TypeError, KeyError, zlib.error) as error:
+        return [Entry(**tensor) for tensor in tensors], metadata, sections
+    except TypeError as error:
         raise ExportError(f"{path.name} has a header that cannot be read: {error}") from error
-    return entries, metadata, content[_START.size + length : -4]
 
 
 def _encode(name: str, tensor: Tensor, values: str, axis: int | None) -> tuple[Entry, list[bytes]]:
@@ -191,9 +162,12 @@ def _shortest(
     return kind, k if kind == "rice" else 0, codes[kind]
 
 
-def _decode(entry: Entry, stored: list[tuple[bytes, bool]]) -> Tensor:
+def _decode(entry: Entry, stored: list[bytes]) -> Tensor:
     size, dtype = math.prod(entry.shape), getattr(torch, entry.dtype)
-    sections = [zlib.decompress(data) if deflated else data for data, deflated in stored]
+    sections = [
+        zlib.decompress(data) if length < 0 else data
+        for data, length in zip(stored, entry.sections, strict=True)
+    ]
     readers: dict[str, tuple[int, Callable[[list[bytes]], Any]]] = {
         "all": (0, lambda _: np.arange(size)),
         "mask": (1, lambda code: positions.read_mask(code, size)),

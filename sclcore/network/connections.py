@@ -25,12 +25,6 @@ from sclcore.network.layers import (
     undecayed,
 )
 
-_OPTIONS = {
-    *("lr", "lam", "mask_lr", "momentum", "mask_momentum", "nesterov", "weight_decay"),
-    *("proxy", "normalize", "mask_init", "min_connections", "mask_dtype"),
-    *("weight_rule", "betas", "eps"),
-}
-
 
 def find_connections(model: nn.Module, exclude: Sequence[str] = ()) -> list[Connection]:
     """The connections of `model`: weights of Linear, Conv, ConvTranspose and attention projections.
@@ -73,7 +67,7 @@ def connection_groups(
     n_m: str | Mapping[str, str] | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for `SCL`: connections first, then whatever stays dense.
+    """Parameter groups for `SCL` or another method: connections first, then whatever stays dense.
 
     `cost` is what one connection of a layer costs (c_l): `"connections"` is 1 everywhere; `"macs"`
     is the number of times the weight is used in one forward pass of `example_input` (a tensor or a
@@ -89,13 +83,10 @@ def connection_groups(
     last match counts; layers without a match have the granularity weight and no N:M.
 
     Raises ValueError when the model has no connections, `cost` is unknown or lacks its input, a
-    pattern matches nothing, an option is none of SCL's, or a layer that is not excluded computes
-    its weight from other parameters (`weight_norm`, `torch.nn.utils.prune`); SCL itself when a
-    layer cannot have the granularity or N:M it was given.
+    pattern matches nothing, or a layer that is not excluded computes its weight from other
+    parameters (`weight_norm`, `torch.nn.utils.prune`); the optimizer itself when an option is none
+    of its own, SCL when a layer cannot have the granularity or N:M it was given.
     """
-    unknown = sorted(options.keys() - _OPTIONS)
-    if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r}: SCL knows {', '.join(sorted(_OPTIONS))}")
     refuse_derived(model, exclude)
     connections = find_connections(model, exclude)
     if not connections:
@@ -140,6 +131,19 @@ def weight_uses(model: nn.Module, example_input: Any) -> dict[str, float]:
         # While the functional call runs, the attribute is a meta stand-in: bind the name.
         hook = _count_uses(uses, layer.weight.name, layer.attribute)
         handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        pass_on_meta(model, example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return dict(uses)
+
+
+def pass_on_meta(model: nn.Module, example_input: Any) -> Any:
+    """What `model` returns in evaluation: shapes only; for the hooks that see it computed.
+
+    `example_input` is a tensor or a tuple of positional arguments. The model is left as it was.
+    """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     modes = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -152,16 +156,13 @@ def weight_uses(model: nn.Module, example_input: Any) -> dict[str, float]:
         stand_ins = {id(tensor): _to_meta(tensor) for _, tensor in _tensors(model)}
         state = {name: stand_ins[id(tensor)] for name, tensor in _tensors(model)}
         with torch.no_grad():
-            torch.func.functional_call(
+            return torch.func.functional_call(
                 model, state, tuple(_to_meta(x) for x in inputs), tie_weights=False
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, training in modes:
             module.training = training
-        for handle in handles:
-            handle.remove()
-    return dict(uses)
 
 
 @dataclass(frozen=True)

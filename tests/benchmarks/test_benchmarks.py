@@ -148,6 +148,16 @@ def test_telemetry() -> None:
     assert each["ratio"] == pytest.approx(1 + each["telemetry_ms"] / each["step_ms"])
 
 
+@pytest.mark.long
+def test_formats() -> None:
+    details = run("formats")["details"]
+    for taken in details["milliseconds"].values():
+        assert taken.keys() == {"dense", "CSR", "HAM", "sHAM", "HAM, numpy", "sHAM, numpy"}
+        assert all(milliseconds > 0 for milliseconds in taken.values())
+    held = details["bytes"]
+    assert held["sHAM"] < held["HAM"] < held["CSR"] < held["dense"] == 4 * details["size"] ** 2
+
+
 def test_two_forms_that_train_differently_are_refused() -> None:
     settings = Settings(lr=0.05, lam=0.3, mask_lr=0.02)
     check_same_training(settings, settings)

@@ -25,8 +25,11 @@ from launcher.run.loop import train
 
 CUT = 17
 METHODS = {
+    "from_scratch": ("method.density=0.5", "method.gate_lr=0.1", "method.search_until=0.5"),
     "imp": ("method.iterations=2", "method.rewind=weights", "method.rewind_to=0.2"),
+    "l0": ("method.lam=3", "method.gate_lr=0.02", "method.keep=0.7"),
     "magnitude": ("method.density=0.2", "method.end=0.7", "method.every=3"),
+    "npn": ("method.lam=5", "method.gate_lr=0.03", "method.grow=true", "method.init_size=0.8"),
     "projection": ("method.radius=0.3", "method.end=0.7", "method.every=epoch"),
     "rigl": ("method.density=0.2", "method.end=0.9", "method.every=4"),
     "str": ("method.s_init=-5", "method.s_weight_decay=0.05"),

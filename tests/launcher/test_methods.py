@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from launcher.errors import UsageError
 from launcher.recipe.load import load_recipe
 from sclcore import Schedule
-from tests.launcher.conftest import finish, free_port, launch, summary
+from tests.launcher.conftest import finish, free_port, launch, run_ranks, summary
 from tests.launcher.method_worker import METHODS
 
-# Nine short runs in three starts: half a minute on an idle machine, far more on a busy one.
+# Fifteen short runs in three starts: half a minute on an idle machine, far more on a busy one.
 pytestmark = pytest.mark.timeout(900)
 
 LAYERS = "blocks.0.attn.qkv.weight", "head.weight"
@@ -72,7 +72,7 @@ def test_its_telemetry_is_that_of_any_sparse_run(method: str, runs: dict[int, Pa
     revivals = sum(line.get("masks/revivals", 0.0) for line in found)
     assert flips > 0
     # What magnitude has removed stays away, what RigL grows was dead.
-    if method != "str":
+    if method in ("imp", "magnitude", "projection", "rigl"):
         assert (revivals == 0) == (method in ("imp", "magnitude"))
 
 
@@ -97,6 +97,27 @@ def test_two_ranks_are_one_to_rounding(method: str, runs: dict[int, Path]) -> No
     for name, weight in one.items():
         both = (weight != 0) == (two[name] != 0)
         assert torch.allclose(weight[both], two[name][both], rtol=0, atol=1e-3), name
+
+
+def test_gates_are_drawn_once_for_all_micro_batches(smooth: Path, runs: dict[int, Path]) -> None:
+    """One rank in two micro-batches: the same gates, and the network of one batch to rounding."""
+    whole = runs[1] / "l0"
+    split = runs[1] / "l0-split"
+    settings = ["optim.epochs=3", "method.name=l0", *METHODS["l0"], "engine.max_micro_batch=48"]
+    [(code, output)] = run_ranks(launch, smooth, split, *settings, ranks=1)
+    assert code == 0, output
+    assert "1 rank(s) × 2 × 48" in output
+    assert summary(split)["mask_hash"] == summary(whole)["mask_hash"]
+    one, two = (load_file(run / "model.safetensors") for run in (whole, split))
+    for name, weight in one.items():
+        assert torch.allclose(weight, two[name], rtol=0, atol=1e-3), name
+
+
+def test_a_low_precision_copy_is_refused_where_weights_are_drawn(recipe: Path) -> None:
+    settings = ["method.name=l0", "method.lam=1", "engine.precision=bf16"]
+    words = r"method l0 writes other weights .* must be fp32 or autocast, not bf16"
+    with pytest.raises(UsageError, match=words):
+        load_recipe(recipe, settings)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -130,6 +151,9 @@ def test_what_contradicts_itself_is_refused(recipe: Path) -> None:
         ("dense", 0),
         ("imp", 54),
         ("projection", 71),
+        ("npn", 80),
+        ("l0", 100),
+        ("from_scratch", 51),
     ],
 )
 def test_masks_are_final_when_no_later_update_can_change_them(

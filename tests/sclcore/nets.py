@@ -111,3 +111,12 @@ def train(
         if after is not None:
             after(index)
     return losses
+
+
+def few_values(shape: tuple[int, ...], density: float, values: int = 8, seed: int = 0) -> Tensor:
+    """A weight with `values` different live values, some of them far more frequent."""
+    generator = torch.Generator().manual_seed(seed)
+    live = torch.rand(shape, generator=generator) < density
+    few = torch.randn(values, generator=generator)
+    index = (torch.rand(shape, generator=generator) ** 3 * values).long()
+    return few[index].where(live, 0.0)

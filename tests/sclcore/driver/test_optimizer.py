@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -25,8 +25,10 @@ class Rows(DrivenMethod, frozen=True):
     """
 
     name: Literal["rows"] = "rows"
-    passes = 2
-    started_by = "weight"
+    started_by: ClassVar = "weight"
+
+    def passes(self, net: Net) -> int:
+        return 2
 
     def start(self, net: Net, fresh: list[Connected]) -> None:
         for each in fresh:
