@@ -155,3 +155,8 @@ def test_the_budget_is_met_by_the_most_features(key: str) -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         from_scratch(gated_net(), **options)
+
+
+def test_the_training_goes_through_a_schedule_of_its_own() -> None:
+    method = FromScratch(density=0.5, search_until=0.2)
+    assert [method.lr_progress(p) for p in (0.2, 0.6, 1.0)] == pytest.approx([0.0, 0.5, 1.0])
