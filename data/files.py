@@ -104,6 +104,26 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` to fill; when the block ends it gets that name, durably.
+
+    After an exception, or a kill, there is no half of a folder. Raises OSError.
+    """
+    staging = temporary_beside(path)
+    staging.mkdir()
+    try:
+        yield staging
+        for file in staging.iterdir():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+        fsync_dir(staging)
+        staging.rename(path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    fsync_dir(path.parent)
+
+
 def remove_tree(path: Path) -> None:
     """Delete folder `path`; killed half-way, it is gone under its own name all the same."""
     doomed = temporary_beside(path)

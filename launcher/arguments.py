@@ -12,7 +12,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
+def add_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """`--set`, as `options.overrides`."""
     parser.add_argument(
         "--set",

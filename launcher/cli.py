@@ -21,6 +21,7 @@ examples:
   scl compare runs/digits_scl runs/digits_dense
   scl checkpoint ls runs/digits_scl
   scl export runs/digits_scl --format onnx,compact --out runs/digits_export
+  scl shrink runs/digits_dense --by latency --latency 50% --out runs/digits_fast
   scl bench runs/digits_scl
   scl doctor runs/data/digits
   scl doctor --cluster --recipe recipes/digits_scl.yaml

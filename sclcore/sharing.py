@@ -10,14 +10,13 @@ quantisation:
   them; a weight w in [χ_i, χ_i+1] becomes χ_i+1 with probability (w − χ_i) / (χ_i+1 − χ_i), else
   χ_i, so that its expectation is w.
 
-Two things differ from the authors' code, on purpose. Values are sought among the live weights
-alone, as their text has it: their code takes all entries, so that in a matrix with 96 % of zeros
-nearly all quantiles are the same 0. And `count` is the number of values: their quantisation to b
-bits has 2^b values too, between which there are 2^b − 1 intervals.
+Values are sought among the live weights alone. The authors' code takes all entries, so that in a
+matrix with 96 % of zeros nearly all quantiles are the same 0. And `count` is the number of values,
+as in their code: quantiles at i / (count − 1), where their text cuts at i / b.
 
-Values are per tensor, as there. The weights of layers differ in scale by their fan-in, so values
-for a whole network would be spent on the layer with the largest weights, and a dictionary of k
-values is small beside a layer: 4k bytes.
+Values are per tensor, as there: the weights of layers differ in scale by their fan-in, so that
+values for a whole network would mostly be spent on the layers with the largest weights, and a
+dictionary of k values, 4k bytes, is small beside a layer.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ FLOORS = {
         "compare",
         "doctor",
         "start",
+        "shrink",
         "commands",
         "cli",
         "train",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 Call = Callable[[], object]
+Clock = Callable[[], float]
+Name = TypeVar("Name", bound=Hashable)
 _LEAST_S = 0.005
 """One timing repeats a call at least so long, or the clock and the interpreter would be timed."""
 
@@ -25,32 +28,41 @@ class Latency:
     ratio: float
 
 
-def latencies(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[str, Latency]:
-    """The latency of each of `calls`; every other round goes through them backwards."""
-    repeats = {name: _repeats(call, device) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def latencies(
+    calls: Mapping[Name, Call],
+    rounds: int,
+    device: torch.device,
+    clock: Clock = time.perf_counter,
+) -> dict[Name, Latency]:
+    """The latency of each of `calls`; every other round goes through them backwards.
+
+    `clock` gives seconds. `time.thread_time` leaves out what other programs take of the processor;
+    it sees the work of one thread, on the CPU.
+    """
+    repeats = {name: _repeats(call, device, clock) for name, call in calls.items()}
+    times: dict[Name, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for number in range(rounds):
         for name in reversed(names) if number % 2 else names:
-            times[name].append(_seconds(calls[name], repeats[name], device))
+            times[name].append(_seconds(calls[name], repeats[name], device, clock))
     base = times[names[0]]
     return {name: _latency(seconds, base) for name, seconds in times.items()}
 
 
-def _repeats(call: Call, device: torch.device) -> int:
+def _repeats(call: Call, device: torch.device, clock: Clock) -> int:
     """How often a call fits into a timing; the first calls warm up and do not count."""
     for _ in range(3):
-        _seconds(call, 1, device)
-    return max(1, round(_LEAST_S / max(_seconds(call, 1, device), 1e-6)))
+        _seconds(call, 1, device, clock)
+    return max(1, round(_LEAST_S / max(_seconds(call, 1, device, clock), 1e-6)))
 
 
-def _seconds(call: Call, repeats: int, device: torch.device) -> float:
+def _seconds(call: Call, repeats: int, device: torch.device, clock: Clock) -> float:
     _synchronise(device)
-    began = time.perf_counter()
+    began = clock()
     for _ in range(repeats):
         call()
     _synchronise(device)
-    return (time.perf_counter() - began) / repeats
+    return (clock() - began) / repeats
 
 
 def _synchronise(device: torch.device) -> None:

@@ -22,6 +22,7 @@ SUMMARIES = {
     "compare": "compare runs: table, Pareto front, curves, layers",
     "checkpoint": "list, verify, prune and convert the checkpoints of a run",
     "export": "write a model in formats that others read",
+    "shrink": "make a trained network smaller: fewer features, or a latency to keep",
     "bench": "measure how long a model takes on this machine",
     "pack": "pack images into WebDataset shards with a manifest",
     "doctor": "check shards: manifest, index, checksums, every image",

@@ -15,7 +15,7 @@ formats, several with commas between them:
   onnx         the graph, for onnxruntime and its kin; any batch size
   torch        the graph as .pt2 (torch.export.load)
   csv          connections, density and MACs of each layer
-  compact      positions and values of what is not zero: the smallest file
+  compact      positions and values of what is not zero: the smallest file of unshared weights
   ham, sham    few values a layer as Huffman codewords, by --share; all elements, or the live
   2:4          for sparse tensor cores: verified, or made so by --convert-2to4
 

@@ -16,6 +16,7 @@ from launcher.errors import RunError, UsageError
 from launcher.evaluation.samples import Known, Samples, known_of, open_samples
 from launcher.folder.needed import check_run
 from launcher.models import create_model
+from launcher.models.cut import cut_in
 from launcher.models.weights import read_state
 from launcher.recipe.load import load_recipe
 from launcher.recipe.recipe import Recipe
@@ -57,14 +58,17 @@ def predict_run(
     recipe = load_recipe(run / "recipe.yaml")
     config = recipe.data if data is None else recipe.data.model_copy(update={"path": data})
     known = known_of(run, recipe)
-    network = _load(recipe, known, model or run)
+    network = _load(recipe, known, model or run, run)
     samples = open_samples(config, known, split)
     return _predict(network, samples, known, run.resolve().name)
 
 
-def _load(recipe: Recipe, known: Known, weights: Path) -> torch.nn.Module:
+def _load(recipe: Recipe, known: Known, weights: Path, run: Path) -> torch.nn.Module:
     network = create_model(
-        recipe.model, num_classes=len(known.classes), in_chans=known.image.channels
+        recipe.model,
+        num_classes=len(known.classes),
+        in_chans=known.image.channels,
+        cut=cut_in(run, recipe.model),
     )
     try:
         network.load_state_dict(read_state(str(weights), "--model"))

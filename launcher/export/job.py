@@ -58,7 +58,13 @@ class Job:
     def about(self) -> dict[str, Any]:
         """What each file says of the model in it."""
         source = self.source
-        return {**source.network.as_dict(), "step": source.step, "finished": source.finished}
+        cut = source.network.cut
+        return {
+            **source.network.as_dict(),
+            **({} if cut is None else {"cut": cut.model_dump(mode="json")}),
+            "step": source.step,
+            "finished": source.finished,
+        }
 
     def budgets(self, model: nn.Module | None = None) -> list[LayerBudget]:
         """Connections and MACs of each layer; a connection is live where its weight is not zero."""

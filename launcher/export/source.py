@@ -22,10 +22,12 @@ from launcher.errors import UsageError
 from launcher.export.asked import WHAT, check_source
 from launcher.folder.results import read_run
 from launcher.models import create_model
+from launcher.models.cut import cut_in
 from launcher.models.weights import classifier_of
 from launcher.recipe.model import ModelConfig
 from sclcore.export import ExportError, load_compact, load_huffman
 from sclcore.export.compact import read_header
+from sclcore.export.cut import Cut
 from sclcore.export.huffman.file import read_huffman_header
 
 State = Mapping[str, Tensor]
@@ -39,16 +41,19 @@ class Network:
     num_classes: int
     in_chans: int
     image_size: int
+    cut: Cut | None = None
 
     def build(self) -> nn.Module:
-        return create_model(self.config, num_classes=self.num_classes, in_chans=self.in_chans)
+        return create_model(
+            self.config, num_classes=self.num_classes, in_chans=self.in_chans, cut=self.cut
+        )
 
     def example(self, batch: int) -> Tensor:
         """Zeros [batch, channels, height, width]."""
         return torch.zeros(batch, self.in_chans, self.image_size, self.image_size)
 
     def as_dict(self) -> dict[str, Any]:
-        """What an exported file says of the model; `open_source` builds it from that."""
+        """What reports say of the model; with the cut, `open_source` builds it from that."""
         return {
             "model": self.config.name,
             "kwargs": self.config.kwargs,
@@ -128,8 +133,8 @@ def _of_checkpoint(path: Path, said: Described) -> Source:
     saved = checkpoint.read(path)
     recipe = saved.meta["recipe"]
     state = checkpoint.load_part(saved, "model")
-    network, model = _fit(state, _described_by(recipe), said, saved.path)
     run = saved.path.parent.parent
+    network, model = _fit(state, _described_by(recipe, run), said, saved.path)
     return Source(
         file=saved.path,
         model=model,
@@ -144,7 +149,7 @@ def _of_checkpoint(path: Path, said: Described) -> Source:
 def _of_file(path: Path, said: Described) -> Source:
     state, about = _read(path)
     recipe = _recipe_beside(path)
-    described = _described_by(recipe) if recipe else about
+    described = _described_by(recipe, path.parent) if recipe else about
     network, model = _fit(state, described, said, path)
     live = None
     if recipe and (path.parent / "layers.csv").is_file():
@@ -188,9 +193,11 @@ def _recipe_beside(path: Path) -> dict[str, Any] | None:
     return values
 
 
-def _described_by(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _described_by(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the recipe of the run in `folder` says of its model."""
     model = recipe["model"]
     return {
+        "cut": cut_in(folder, ModelConfig(name=model["name"], cut=model.get("cut"))),
         "model": model["name"],
         "kwargs": model.get("kwargs") or {},
         "image_size": recipe["data"].get("image_size"),
@@ -208,27 +215,38 @@ def _fit(
     if said.model or said.kwargs:
         kwargs = dict(said.kwargs or {})
     config = ModelConfig(name=name, kwargs=kwargs)
-    num_classes, in_chans = _classes_and_channels(state, config, file)
-    model = create_model(config, num_classes=num_classes, in_chans=in_chans)
+    cut = _cut_of(about, file)
+    num_classes, in_chans = _classes_and_channels(state, config, cut, file)
+    model = create_model(config, num_classes=num_classes, in_chans=in_chans, cut=cut)
     # assign: a file of another precision stays what it is.
     model.load_state_dict(state, assign=True)
     size = said.image_size or about.get("image_size") or _usual_size(model)
     if size is None:
         raise UsageError(f"{file} does not say the size of its images: give it with --image-size")
-    network = Network(config, num_classes, in_chans, int(size))
+    network = Network(config, num_classes, in_chans, int(size), cut)
     _check_size(network, model)
     return network, model.eval()
 
 
-def _classes_and_channels(state: State, config: ModelConfig, file: Path) -> tuple[int, int]:
+def _cut_of(about: Mapping[str, Any], file: Path) -> Cut | None:
+    cut = about.get("cut")
+    try:
+        return cut if cut is None else Cut.model_validate(cut)
+    except ValidationError as error:
+        raise UsageError(f"{file} describes no cut that could be read: {WHAT}") from error
+
+
+def _classes_and_channels(
+    state: State, config: ModelConfig, cut: Cut | None, file: Path
+) -> tuple[int, int]:
     """Those with which the model has the tensors of `state`, shape by shape."""
     misfits = []
     for in_chans in (3, 1):
         with torch.device("meta"):
-            model = create_model(config, num_classes=10, in_chans=in_chans)
+            model = create_model(config, num_classes=10, in_chans=in_chans, cut=cut)
             classifier = [f"{name}.weight" for name in classifier_of(model)]
             classes = next((state[n].shape[0] for n in classifier if n in state), 10)
-            model = create_model(config, num_classes=classes, in_chans=in_chans)
+            model = create_model(config, num_classes=classes, in_chans=in_chans, cut=cut)
         wanted = {name: value.shape for name, value in model.state_dict().items()}
         misfit = _misfit({name: value.shape for name, value in state.items()}, wanted)
         if misfit is None:

@@ -6,8 +6,6 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 import torch
 
-from data.files import fsync_dir, remove_leftovers, temporary_beside
+from data.files import new_folder, remove_leftovers
 from data.stream.pipeline import ShardDataset
 from launcher.checkpoints.disk_space import shortage
 from launcher.errors import RunError, UsageError
@@ -24,6 +22,7 @@ from launcher.export.formats import WRITERS
 from launcher.export.job import Job, Written
 from launcher.export.source import Described, Source, open_source
 from launcher.folder.results import ReportError
+from launcher.recipe.model import CUT_FILE
 from launcher.reports.card import write_card
 from sclcore.export import ExportError
 from sclcore.export.folding import fold_batch_norm
@@ -50,22 +49,13 @@ def export(
     _check_live(source)
     out = options.out
     _make_room(source, out)
-    staging = temporary_beside(out)
-    staging.mkdir()
     try:
-        report = _write(options, source, staging, say)
-        for path in staging.iterdir():
-            _fsync(path)
-        fsync_dir(staging)
-        staging.rename(out)
+        with new_folder(out) as staging:
+            return _write(options, source, staging, say)
     except ExportError as error:
         raise RunError(f"{error}; nothing was written to {out}") from error
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    fsync_dir(out.parent)
-    return report
 
 
 def _check_live(source: Source) -> None:
@@ -101,6 +91,8 @@ def _write(
     for name in options.formats:
         say(f"writing {name}")
         written[name] = WRITERS[name](job, folder)
+    if (cut := source.network.cut) is not None:
+        (folder / CUT_FILE).write_text(cut.model_dump_json() + "\n", encoding="utf-8")
     report = _report(job, folder, written, changes)
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _add_card(source, folder, report, say)
@@ -190,8 +182,3 @@ def _add_card(
     except (UsageError, ReportError) as error:
         # The recipe of a run by another version: the model is no worse for it.
         say(f"no model card: {error}")
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

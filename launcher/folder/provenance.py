@@ -15,14 +15,20 @@ import yaml
 from data.files import atomic_write
 from data.shards.manifest import Manifest
 from launcher.cluster.world import World
+from launcher.recipe.model import CUT_FILE
 from launcher.recipe.recipe import Recipe
 
 _PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "wandb", "numpy")
 
 
 def write_provenance(folder: Path, recipe: Recipe, world: World) -> None:
-    """`recipe.yaml`, every default filled in, and a line of `environment.jsonl` for this start."""
+    """`recipe.yaml`, every default filled in, and a line of `environment.jsonl` for this start.
+
+    And a copy of the file that `model.cut` names: a run is whole without it.
+    """
     atomic_write(folder / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+    if recipe.model.cut is not None:
+        atomic_write(folder / CUT_FILE, recipe.model.cut.read_bytes())
     path = folder / "environment.jsonl"
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     started = {"started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}

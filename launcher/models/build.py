@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from launcher.errors import UsageError
 from launcher.models.cifar import CifarResNet, CifarVGG, WideResNet
+from launcher.models.cut import cut_in, make_smaller
 from launcher.models.small import LeNet5Caffe, LeNet300100, SmallConvNet
 from launcher.recipe.model import ModelConfig
+from sclcore.export.cut import Cut
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "small_convnet": SmallConvNet,
@@ -27,11 +29,21 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 """What timm does not have, called with num_classes, in_chans and the recipe's kwargs."""
 
 
-def create_model(config: ModelConfig, *, num_classes: int, in_chans: int) -> nn.Module:
+def create_model(
+    config: ModelConfig, *, num_classes: int, in_chans: int, cut: Cut | None = None
+) -> nn.Module:
     """The model of a recipe, for `num_classes` classes and images of `in_chans` channels.
 
-    Raises UsageError when timm knows no such model or the model refuses its kwargs.
+    Only what `cut`, or else the file `config.cut`, keeps of it. Raises UsageError when timm knows
+    no such model, the model refuses its kwargs or the cut is of another.
     """
+    model = _whole_model(config, num_classes, in_chans)
+    if (kept := cut or cut_in(None, config)) is not None:
+        make_smaller(model, kept, config)
+    return model
+
+
+def _whole_model(config: ModelConfig, num_classes: int, in_chans: int) -> nn.Module:
     arguments = {"num_classes": num_classes, "in_chans": in_chans, **config.kwargs}
     _check_name(config.name)
     try:
@@ -78,8 +90,9 @@ def model_on_meta(
             outputs = model(images)
     # A network may refuse in any way: with an error of shapes, or of an attribute it lacks.
     except Exception as error:
+        cut = f" as {config.cut} cuts it" if config.cut is not None else ""
         raise UsageError(
-            f"model {config.name} does not take images of {size} ({key}): {_one_line(error)}"
+            f"model {config.name}{cut} does not take images of {size} ({key}): {_one_line(error)}"
             f"{_size_hint(model, image_size)}"
         ) from error
     _check_outputs(config, outputs, 1, num_classes)

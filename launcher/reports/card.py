@@ -19,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from data.files import atomic_write
 from launcher.folder.results import Layer, latest, name_of, percent, read_run, rows_of
 from launcher.recipe.load import load_recipe
+from launcher.recipe.model import CUT_FILE
 from launcher.recipe.recipe import Recipe
 
 CARD = "README.md"
@@ -80,7 +81,7 @@ def _front_matter(
     ]
     return ModelCardData(
         model_name=recipe.name,
-        library_name="timm" if _is_timms(recipe) else "pytorch",
+        library_name="timm" if _is_timms(recipe) and recipe.model.cut is None else "pytorch",
         pipeline_tag="image-classification",
         tags=["sparse", "pruning", recipe.method.name],
         # Without any, the library would ask for a name of the model's results all the same.
@@ -153,8 +154,10 @@ def _loading(recipe: Recipe, report: Mapping[str, Any]) -> Iterator[str]:
 def _build(recipe: Recipe, network: Mapping[str, Any]) -> tuple[str, str]:
     """(import, statement) that build the model."""
     classes, channels = network["num_classes"], network["in_chans"]
-    if not _is_timms(recipe):
-        config = f"ModelConfig(name={recipe.model.name!r}, kwargs={recipe.model.kwargs!r})"
+    if recipe.model.cut is not None or not _is_timms(recipe):
+        # The copy beside the exported files.
+        cut = f", cut={CUT_FILE!r}" if recipe.model.cut is not None else ""
+        config = f"ModelConfig(name={recipe.model.name!r}, kwargs={recipe.model.kwargs!r}{cut})"
         return (
             "from launcher.models import ModelConfig, create_model",
             f"model = create_model({config}, num_classes={classes}, in_chans={channels})",

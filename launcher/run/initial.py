@@ -19,6 +19,7 @@ from launcher.cluster.ranks import from_main
 from launcher.errors import UsageError
 from launcher.folder.results import percent
 from launcher.models import create_model
+from launcher.models.cut import cut_in
 from launcher.models.weights import (
     check_masks,
     fitted,
@@ -71,13 +72,13 @@ def read_initial(recipe: Recipe, manifest: Manifest) -> Initial:
         weights = _pretrained(model, sizes, notes)
     elif init.weights != RANDOM:
         blank = _blank(model, sizes)
-        state = read_state(init.weights, "init.weights")
+        state = _cut_alike(read_state(init.weights, "init.weights"), model)
         weights, said = fitted(state, blank, channels, init.weights)
         notes += said
         if init.masks == AUTO:
             live = _structure_of(weights, blank, recipe, notes)
     if init.masks not in (AUTO, UNIFORM, MAGNITUDE):
-        state = read_state(init.masks, "init.masks")
+        state = _cut_alike(read_state(init.masks, "init.masks"), model)
         live, said = check_masks(state, _blank(model, sizes), channels, init.masks)
         notes += said
     return Initial(weights, live, tuple(notes))
@@ -104,9 +105,15 @@ def _structure_of(
     return live
 
 
+def _cut_alike(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """What `model.cut` keeps of a whole model's weights; those of a cut one as they are."""
+    cut = cut_in(None, model)
+    return state if cut is None else cut.of_state(state)
+
+
 def _blank(model: ModelConfig, sizes: dict[str, int]) -> nn.Module:
     with torch.device("meta"):
-        return create_model(model, **sizes)
+        return create_model(model, num_classes=sizes["num_classes"], in_chans=sizes["in_chans"])
 
 
 def _pretrained(config: ModelConfig, sizes: dict[str, int], notes: list[str]) -> dict[str, Tensor]:
@@ -120,7 +127,7 @@ def _pretrained(config: ModelConfig, sizes: dict[str, int], notes: list[str]) ->
         )
     wanted = config.model_copy(update={"kwargs": config.kwargs | {"pretrained": True}})
     try:
-        model = create_model(wanted, **sizes)
+        model = create_model(wanted, num_classes=sizes["num_classes"], in_chans=sizes["in_chans"])
     # Much can fail on the way to the weights: the hub, a proxy, a disk, a damaged file.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

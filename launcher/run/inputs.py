@@ -18,6 +18,7 @@ from launcher.checkpoints.manifest import folders
 from launcher.errors import UsageError
 from launcher.models import check_training, model_on_meta
 from launcher.recipe.engine import accumulation_steps
+from launcher.recipe.model import CUT_FILE
 from launcher.recipe.recipe import Recipe, resume_difference
 from launcher.run.optimizer import build_optimizer
 from launcher.run.target import controller_of
@@ -184,9 +185,20 @@ def find_start(recipe: Recipe, manifest: Manifest) -> Checkpoint | None:
             "another run_dir, to begin anew or, with init.weights="
             f"{recipe.folder}, from its weights"
         )
+    _check_cut(recipe)
     if start.meta["data"] != manifest.fingerprint():
         raise UsageError(
             f"{start.path} was trained on other data than {recipe.data.path}: the manifests "
             "differ; point data.path at the former shards, or choose another run_dir"
         )
     return start
+
+
+def _check_cut(recipe: Recipe) -> None:
+    """UsageError where the file that `model.cut` names is not what the run began with."""
+    own, named = recipe.folder / CUT_FILE, recipe.model.cut
+    if named is not None and own.is_file() and own.read_bytes() != named.read_bytes():
+        raise UsageError(
+            f"model.cut: {named} has changed since {recipe.folder} began with it (its copy is "
+            f"{own}): restore it, or choose another run_dir"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -50,13 +50,7 @@ def retrain_recipe(
         seed = source.seed + 1
     if seed is not None:
         values["seed"] = seed
-    # Nothing else of a method acts while masks are fixed, and no layer may get a connection back.
-    values["method"] = {
-        "name": "scl",
-        "lam": 0.0,
-        "min_connections": 0,
-        "exclude": values["method"].get("exclude", []),
-    }
+    values["method"] = fixed_masks(values)
     values["schedule"]["freeze_masks_at"] = 0.0
     values["init"] = init
     values["name"] = f"{source.name}{suffix}"
@@ -65,6 +59,17 @@ def retrain_recipe(
     recipe = build_recipe(values, overrides, str(run / "recipe.yaml"))
     _check_folder(recipe)
     return recipe
+
+
+def fixed_masks(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The method that trains the live weights of a recipe's network, whose masks stay."""
+    # Nothing else of a method acts while masks are fixed, and no layer may get a connection back.
+    return {
+        "name": "scl",
+        "lam": 0.0,
+        "min_connections": 0,
+        "exclude": values["method"].get("exclude", []),
+    }
 
 
 def _check_initial_weights(run: Path, source: Recipe) -> None:

@@ -70,6 +70,7 @@ class GatedMethod(DrivenMethod, frozen=True):
     zero_stages: ClassVar = (0,)
     precisions: ClassVar = ("fp32", "autocast")
     started_by: ClassVar[str] = "weight"
+    group_keys: ClassVar = ("units",)
 
     joined: bool = Field(
         default=False,

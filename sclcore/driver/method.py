@@ -87,6 +87,8 @@ class DrivenMethod(Method, frozen=True):
         default_factory=list, description="patterns of layers that stay dense, such as conv1"
     )
 
+    group_keys: ClassVar[tuple[str, ...]] = ()
+    """What `groups` notes in the parameter group of the connections, beside what all have."""
     begins_sparse: ClassVar[bool] = False
     """Whether connections are dead before the first update."""
     started_by: ClassVar[str] = "mask"

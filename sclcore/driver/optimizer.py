@@ -47,6 +47,7 @@ class Driver(SparseOptimizer):
         seed: int = 0,
     ) -> None:
         self.method = method
+        self._group_keys = frozenset(method.group_keys)
         self.seed = seed
         params = params if isinstance(params, Tensor) else [*params]
         given = {"momentum": momentum, "nesterov": nesterov, "betas": betas, "eps": eps}
@@ -72,7 +73,10 @@ class Driver(SparseOptimizer):
         self._losses: list[Tensor] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "method": self.method, "seed": self.seed}
+        return {
+            **super().__getstate__(),
+            **{key: self.__dict__[key] for key in ("method", "seed", "_group_keys")},
+        }
 
     def _validate(self, group: dict[str, Any]) -> None:
         for name in ("lr", "weight_decay"):

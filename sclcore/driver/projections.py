@@ -1,7 +1,7 @@
 """Projections of a weight tensor onto balls whose corners are sparse.
 
-A tensor is seen as a matrix [groups, elements]: `rows_of` its output features, `columns_of` its
-input features. With n_j a norm of group j, the balls of radius η are
+A tensor is seen as a matrix [groups, elements], whose rows w_j are its output or its input features
+(`matrix_of`). The balls of radius η are
 
     l1      Σ |w| ≤ η                     zeros anywhere
     l2,1    Σ_j ‖w_j‖₂ ≤ η                whole groups
@@ -31,31 +31,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def rows_of(weight: Tensor, *, transposed: bool = False) -> Tensor:
-    """[output features, elements] of a weight of two dimensions or more: a view where it can be.
+def matrix_of(weight: Tensor, axis: int) -> Tensor:
+    """[features, elements]: the weights by where they are in dimension `axis`, 0 or 1.
 
-    `transposed`: of a ConvTranspose or Conv1D, whose input features come first. Of grouped
-    convolutions the second dimension counts within a group, so that features at the same place of
-    each group are one.
+    Those of a Linear or Conv are its output features and its input ones; of a ConvTranspose or
+    Conv1D it is the other way round. Of grouped convolutions dimension 1 counts within a group: the
+    features at the same place of each are one.
     """
-    return (weight.transpose(0, 1) if transposed else weight).flatten(1)
+    return weight.transpose(0, axis).flatten(1)
 
 
-def columns_of(weight: Tensor, *, transposed: bool = False) -> Tensor:
-    """[input features, elements]; see `rows_of`."""
-    return rows_of(weight, transposed=not transposed)
-
-
-def from_rows(matrix: Tensor, weight: Tensor, *, transposed: bool = False) -> Tensor:
-    """What `rows_of` made of `weight`, with other values, in the shape of `weight`."""
-    if not transposed:
-        return matrix.view_as(weight)
-    turned = weight.transpose(0, 1)
-    return matrix.view(turned.shape).transpose(0, 1)
-
-
-def from_columns(matrix: Tensor, weight: Tensor, *, transposed: bool = False) -> Tensor:
-    return from_rows(matrix, weight, transposed=not transposed)
+def weight_of(matrix: Tensor, weight: Tensor, axis: int) -> Tensor:
+    """What `matrix_of` made of `weight`, with other values, in the shape of `weight`."""
+    return matrix.view(weight.transpose(0, axis).shape).transpose(0, axis)
 
 
 def _cut(sizes: Tensor, radius: Tensor) -> Tensor:

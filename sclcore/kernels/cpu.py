@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sclcore.kernels import compiler
-from sclcore.kernels.options import Options
+from sclcore.kernels.options import RATES, Options
 from sclcore.kernels.proxies import LEAKY_SLOPE
 from sclcore.kernels.reference import COUNTS
 from sclcore.layout.piece import Piece
@@ -35,14 +35,13 @@ class _Piece(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("momentum", "mask_momentum")),
         *((name, ctypes.c_int64) for name in ("begin", "length", "run", "head")),
         *((name, ctypes.c_int64) for name in ("first_run", "span", "features", "offset")),
-        *((name, ctypes.c_float) for name in ("price",)),
+        ("price", ctypes.c_float),
     )
 
 
 class _Settings(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_float) for name in ("lr", "momentum", "weight_decay", "mask_lr")),
-        *((name, ctypes.c_float) for name in ("mask_momentum", "leaky_slope")),
+        *((name, ctypes.c_float) for name in (*RATES, "leaky_slope")),
         *((name, ctypes.c_int32) for name in ("nesterov", "proxy")),
     )
 
@@ -137,11 +136,7 @@ def _table(
 
 def _settings(options: Options) -> _Settings:
     return _Settings(
-        lr=options.lr,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        mask_lr=options.mask_lr,
-        mask_momentum=options.mask_momentum,
+        **{name: getattr(options, name) for name in RATES},
         leaky_slope=LEAKY_SLOPE,
         nesterov=options.nesterov,
         proxy=_PROXIES.index(options.proxy),

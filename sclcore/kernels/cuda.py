@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sclcore.kernels import triton_kernels
-from sclcore.kernels.options import Options
+from sclcore.kernels.options import RATES, Options
 from sclcore.kernels.proxies import LEAKY_SLOPE
 from sclcore.kernels.reference import COUNTS
 from sclcore.layout.piece import Piece
@@ -88,6 +88,7 @@ class CudaKernel:
         gradients, prices = changing[: len(pieces)], changing[len(pieces) :].view(torch.float32)
         counts = torch.zeros(len(pieces), COUNTS, dtype=torch.int64, device=divisors.device)
         common = options[0]
+        rates: list[Any] = [float(getattr(common, name)) for name in RATES]
         constants = _constants(common, NESTEROV=bool(common.nesterov), LEARNS=bool(common.mask_lr))
         with torch.cuda.device_of(counts):
             triton_kernels.update[(len(tables.chunks),)](
@@ -97,11 +98,7 @@ class CudaKernel:
                 prices,
                 divisors.contiguous(),
                 counts,
-                float(common.lr),
-                float(common.momentum),
-                float(common.weight_decay),
-                float(common.mask_lr),
-                float(common.mask_momentum),
+                *rates,
                 **constants,
             )
         # PyTorch cannot know it: a backward through what the parameters were must fail.

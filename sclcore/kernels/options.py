@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sclcore.optim.rules import AdamW
 
@@ -23,3 +23,9 @@ class Options:
     """Seeds the random rounding of mask variables in bfloat16; another number at each step."""
     adamw: AdamW | None = None
     """Where given, weights move by AdamW, and SGD's settings are not used."""
+
+
+OF_GROUP = tuple(f.name for f in fields(Options) if f.name not in ("price", "noise", "adamw"))
+"""What is the group's own setting of that name."""
+RATES = tuple(f.name for f in fields(Options) if f.type == "float" and f.name in OF_GROUP)
+"""The numbers that a fused step is given, in this order."""

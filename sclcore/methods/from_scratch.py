@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 class FromScratch(GatedMethod, frozen=True):
     """Pruning from scratch: gates on random, fixed weights, then training (arXiv 1909.12579)."""
+
+    group_keys: ClassVar = ("units", "prices")
 
     name: Literal["from_scratch"] = Field(
         default="from_scratch",

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sclcore.driver.masked import MaskedMethod, bury, live_masks
-from sclcore.driver.projections import BALLS, columns_of, from_columns, from_rows, rows_of
+from sclcore.driver.projections import BALLS, matrix_of, weight_of
 from sclcore.driver.rewind import forget, keep_weights, put_back, rest
-from sclcore.driver.schedules import again, cubic_density, reached
+from sclcore.driver.schedules import again, reached
 from sclcore.lazy import torch
 from sclcore.schedule import Schedule
 
@@ -29,11 +29,14 @@ _KEPT = "initial"
 class Projection(MaskedMethod, frozen=True):
     """Weights on the ball of a norm (hal-02556382): what a projection leaves at 0 is dead.
 
-    *Projected gradient*: from `begin` to `end` weights are projected again and again, onto balls
-    that shrink by the cubic schedule of arXiv 1710.01878 from the norm that a tensor had at `begin`
-    to `radius` of it; what is 0 may come back. *Double descent* (`every: once`): the dense network
-    is trained until `end`, projected once, and what is left is trained a second time, through the
-    whole schedule of the learning rate. Either way connections are fixed from `end` on.
+    *Double descent* (`every: once`): the dense network is trained until `end`, projected once, and
+    what is left is trained a second time, through the whole schedule of the learning rate.
+    *Projected gradient*: from `begin` to `end` weights are projected after each update, or so many,
+    or each epoch; what is 0 may come back. Either way connections are fixed from `end` on.
+
+    The radius is `radius` times the norm that the tensor had when it was first projected, at once
+    and for good. One that shrinks by and by hardly makes zeros, since each of its thresholds is
+    below what an update adds; a share of the present norm, taken each time, starves the network.
     """
 
     name: Literal["projection"] = Field(
@@ -51,11 +54,14 @@ class Projection(MaskedMethod, frozen=True):
         gt=0, lt=1, description="share of each tensor's norm that is left: the knob of sparsity"
     )
     every: Literal["update", "epoch", "once"] | Annotated[int, Field(ge=1)] = Field(
-        default="update",
+        default="once",
         description="how often they are projected; a number counts updates; once: double descent",
     )
     begin: float = Field(
-        default=0.0, ge=0, lt=1, description="progress at which the radius begins to shrink"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="progress of the first projection, where there are many",
     )
     end: float = Field(
         default=0.5,
@@ -96,8 +102,7 @@ class Projection(MaskedMethod, frozen=True):
     def before_update(self, net: Net) -> None:
         if self.every != "once" or _is_final(net) or not reached(net.progress, self.end):
             return
-        for each in net.tensors:
-            self._project(each, self.radius)
+        self._project(net)
         self._fix(net)
         parameters = (*net.tensors, *net.others)
         if self.restart == "initial":
@@ -115,16 +120,14 @@ class Projection(MaskedMethod, frozen=True):
         every = torch.ones((), dtype=torch.bool, device=net.tensors[0].param.device)
         net.move([every] * len(net.tensors))
         if self.every != "once" and reached(net.progress, self.begin):
-            self._shrink(net)
+            self._project_if_due(net)
         return True
 
-    def _shrink(self, net: Net) -> None:
-        """Project if it is time to, and say what is 0."""
+    def _project_if_due(self, net: Net) -> None:
+        """Also say what is 0."""
         ended = reached(net.progress, self.end)
         if ended or self._is_due(net):
-            share = cubic_density(net.progress, final=self.radius, begin=self.begin, end=self.end)
-            for each in net.tensors:
-                self._project(each, share)
+            self._project(net)
             net.tensors[0].state.pop("is_due", None)
         for each in net.tensors:
             torch.ne(each.param, 0, out=each.state["mask"])
@@ -141,15 +144,13 @@ class Projection(MaskedMethod, frozen=True):
         if self.every == "epoch" and not _is_final(net):
             net.tensors[0].state["is_due"] = True
 
-    def _project(self, each: Connected, share: float) -> None:
-        """Onto the ball of `share` of the norm that the tensor had when it was first projected."""
-        seen, unseen = (
-            (columns_of, from_columns) if self.over == "columns" else (rows_of, from_rows)
-        )
-        matrix, ball = seen(each.param, transposed=each.transposed), BALLS[self.ball]
-        radius = share * each.state.setdefault("norm", ball.norm(matrix))
-        projected = ball.project(matrix, radius)
-        each.param.copy_(unseen(projected, each.param, transposed=each.transposed))
+    def _project(self, net: Net) -> None:
+        ball = BALLS[self.ball]
+        for each in net.tensors:
+            axis = int(each.transposed == (self.over == "rows"))
+            matrix = matrix_of(each.param, axis)
+            radius = self.radius * each.state.setdefault("norm", ball.norm(matrix))
+            each.param.copy_(weight_of(ball.project(matrix, radius), each.param, axis))
 
     def _fix(self, net: Net) -> None:
         for each in net.tensors:

@@ -129,7 +129,7 @@ class SCLMethod(Method, frozen=True):
 
     def build(self, model: nn.Module, example: Tensor, weights: Mapping[str, Any]) -> Optimizer:
         from sclcore.network.connections import connection_groups
-        from sclcore.scl.optimizer import SCL
+        from sclcore.scl.optimizer import SCL, SETTINGS
 
         groups = connection_groups(
             model,
@@ -140,15 +140,5 @@ class SCLMethod(Method, frozen=True):
             n_m=self.n_m,
             **({} if self.train_weights else {"lr": 0.0}),
         )
-        return SCL(
-            groups,
-            **weights,
-            lam=self.lam or 0.0,
-            mask_lr=self.mask_lr,
-            mask_momentum=self.mask_momentum,
-            proxy=self.proxy,
-            normalize=self.normalize,
-            mask_init=self.mask_init,
-            min_connections=self.min_connections,
-            mask_dtype=self.mask_dtype,
-        )
+        own = self.model_dump(include={*SETTINGS})
+        return SCL(groups, **{**weights, **own, "lam": self.lam or 0.0})

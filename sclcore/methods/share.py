@@ -96,6 +96,9 @@ class Share(DrivenMethod, frozen=True):
 def _summed(each: Connected, elements: Tensor) -> Tensor:
     """Σ over the weights of each value, [k]. In double, and in an order that is always the same."""
     live = elements.detach().flatten()[each.state["places"]].double()
+    if not len(live):
+        # Which segment_reduce does not take: a layer that is dead.
+        return live
     return torch.segment_reduce(live, "sum", lengths=each.state["sizes"])
 
 

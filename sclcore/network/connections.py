@@ -25,12 +25,6 @@ from sclcore.network.layers import (
     undecayed,
 )
 
-_OPTIONS = {
-    *("lr", "lam", "mask_lr", "momentum", "mask_momentum", "nesterov", "weight_decay"),
-    *("proxy", "normalize", "mask_init", "min_connections", "mask_dtype"),
-    *("weight_rule", "betas", "eps"),
-}
-
 
 def find_connections(model: nn.Module, exclude: Sequence[str] = ()) -> list[Connection]:
     """The connections of `model`: weights of Linear, Conv, ConvTranspose and attention projections.
@@ -73,7 +67,7 @@ def connection_groups(
     n_m: str | Mapping[str, str] | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for `SCL`: connections first, then whatever stays dense.
+    """Parameter groups for `SCL` or another method: connections first, then whatever stays dense.
 
     `cost` is what one connection of a layer costs (c_l): `"connections"` is 1 everywhere; `"macs"`
     is the number of times the weight is used in one forward pass of `example_input` (a tensor or a
@@ -89,13 +83,10 @@ def connection_groups(
     last match counts; layers without a match have the granularity weight and no N:M.
 
     Raises ValueError when the model has no connections, `cost` is unknown or lacks its input, a
-    pattern matches nothing, an option is none of SCL's, or a layer that is not excluded computes
-    its weight from other parameters (`weight_norm`, `torch.nn.utils.prune`); SCL itself when a
-    layer cannot have the granularity or N:M it was given.
+    pattern matches nothing, or a layer that is not excluded computes its weight from other
+    parameters (`weight_norm`, `torch.nn.utils.prune`); the optimizer itself when an option is none
+    of its own, SCL when a layer cannot have the granularity or N:M it was given.
     """
-    unknown = sorted(options.keys() - _OPTIONS)
-    if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r}: SCL knows {', '.join(sorted(_OPTIONS))}")
     refuse_derived(model, exclude)
     connections = find_connections(model, exclude)
     if not connections:

@@ -24,6 +24,11 @@ from torch.optim import Optimizer
 from sclcore.optim.settings import clear_idle
 from sclcore.optim.shards import Shard
 
+# Of a parameter group, what `connection_groups`, schedulers and engines write into it.
+_OURS = {
+    *("params", "param_names", "names", "shapes", "costs", "transposed_groups", "granularity"),
+    *("n_m", "shards", "connections", "updates", "progress"),
+}
 # The names under which DDP and AveragedModel, torch.compile and FSDP hold the model they wrap.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
 
@@ -60,6 +65,9 @@ class SparseOptimizer(Optimizer):
     passes: int = 1
     """Forward passes of an update. The first is differentiated, the others only give their loss."""
 
+    _group_keys: frozenset[str] = frozenset()
+    """What else a parameter group may hold."""
+
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._reset()
         super().__init__(params, defaults)
@@ -89,6 +97,7 @@ class SparseOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            self._check_names(given)
             self._validate(group)
             clear_idle(group, given)
             if group["connections"]:
@@ -96,6 +105,16 @@ class SparseOptimizer(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+
+    def _check_names(self, given: set[str]) -> None:
+        """ValueError for a setting of a group that nobody would ask for."""
+        known = {name for name in self.defaults if name not in _OURS}
+        noted = {f"initial_{name}" for name in self.defaults}
+        if unknown := sorted(given - known - noted - _OURS - self._group_keys):
+            kind = type(self).__name__
+            raise ValueError(
+                f"unknown option {unknown[0]!r}: {kind} knows {', '.join(sorted(known))}"
+            )
 
     def _validate(self, group: dict[str, Any]) -> None:
         """ValueError with one sentence where an option is out of its range."""

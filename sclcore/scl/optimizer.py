@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -92,25 +93,12 @@ class SCL(LatentState):
         betas: tuple[float, float] | None = None,
         eps: float | None = None,
     ) -> None:
+        own = locals()
+        settings = {name: own[name] for name in SETTINGS}
         params = params if isinstance(params, Tensor) else [*params]
         given = {"momentum": momentum, "nesterov": nesterov, "betas": betas, "eps": eps}
-        defaults = {
-            **settings_of(given, params, weight_rule),
-            "lr": lr,
-            "lam": lam,
-            "mask_lr": mask_lr,
-            "mask_momentum": mask_momentum,
-            "weight_decay": weight_decay,
-            "proxy": proxy,
-            "normalize": normalize,
-            "mask_init": mask_init,
-            "min_connections": min_connections,
-            "mask_dtype": mask_dtype,
-            "weight_rule": weight_rule,
-            "connections": False,
-            "updates": 0,
-        }
-        super().__init__(params, defaults)
+        rule = settings_of(given, params, weight_rule)
+        super().__init__(params, {**settings, **rule, "connections": False, "updates": 0})
 
     def _validate(self, group: dict[str, Any]) -> None:
         check_group(group)
@@ -176,3 +164,7 @@ class SCL(LatentState):
         counts = held.counts[:, FLIPS:]
         so_far = self.flips.get(names := tuple(held.names))
         self.flips[names] = counts.clone() if so_far is None else so_far.add_(counts)
+
+
+SETTINGS = tuple(signature(SCL.__init__).parameters)[2:]
+"""What a parameter group of SCL may set: all but `self` and `params`."""

@@ -13,7 +13,7 @@ from sclcore.held.holdings import Holdings
 from sclcore.kernels import reference
 from sclcore.kernels.find import find_kernel
 from sclcore.kernels.kernel import Kernel
-from sclcore.kernels.options import Options
+from sclcore.kernels.options import OF_GROUP, Options
 from sclcore.kernels.reference import Cuts, step_weight
 from sclcore.layout.piece import Piece
 from sclcore.optim.rules import adamw_of
@@ -32,13 +32,7 @@ def options_of(held: Holdings) -> list[Options]:
         group, place = held.owners[piece.index], held.places[piece.index]
         options.append(
             Options(
-                lr=group["lr"],
-                momentum=group["momentum"],
-                nesterov=group["nesterov"],
-                weight_decay=group["weight_decay"],
-                mask_lr=group["mask_lr"],
-                mask_momentum=group["mask_momentum"],
-                proxy=group["proxy"],
+                **{name: group[name] for name in OF_GROUP},
                 price=group["lam"] * group["costs"][place],
                 noise=group["updates"] * 0x2545F491 + piece.index * 0x9E3779B1,
                 adamw=adamw_of(group),

@@ -46,6 +46,8 @@ ALLOWED: dict[str, tuple[int, set[str]]] = {
     "scl checkpoint convert none model.safetensors": (2, RECIPE),
     "scl export none --format nothing --out none": (2, RECIPE),
     "scl export none --format onnx --out none": (2, RECIPE),
+    "scl shrink none --by votes --out none": (2, RECIPE),
+    "scl shrink none --by votes --share 10% --out none": (2, RECIPE),
     "scl bench none": (2, RECIPE),
     "scl bench none --batch 0": (2, RECIPE),
     "scl pack imagefolder none --out none": (2, RECIPE),

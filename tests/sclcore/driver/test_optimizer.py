@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -25,16 +25,16 @@ class Rows(DrivenMethod, frozen=True):
     """
 
     name: Literal["rows"] = "rows"
-    started_by = "weight"
+    started_by: ClassVar = "weight"
+
+    def passes(self, net: Net) -> int:
+        return 2
 
     def start(self, net: Net, fresh: list[Connected]) -> None:
         for each in fresh:
             each.state["weight"] = each.param.detach().clone()
             each.state["seen"] = torch.zeros(len(each.param))
             each.state["word"] = "new"
-
-    def passes(self, net: Net) -> int:
-        return 2
 
     def before_update(self, net: Net) -> None:
         generator = net.random()

@@ -9,14 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sclcore.driver.projections import (
-    BALLS,
-    columns_of,
-    from_columns,
-    from_rows,
-    project_vectors,
-    rows_of,
-)
+from sclcore.driver.projections import BALLS, matrix_of, project_vectors, weight_of
 
 # In double, sums of some hundred terms: rounding is 1e-14 of them.
 ROUNDING = 1e-12
@@ -162,17 +155,11 @@ def test_ties_are_shrunk_alike() -> None:
     assert torch.equal(BALLS["l1inf"].project(equal, 1.0), equal / 2)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("shape", [(3, 5), (4, 6, 3, 2)])
-def test_rows_are_output_features_and_columns_input_features(
-    transposed: bool, shape: tuple[int, ...]
-) -> None:
+def test_features_are_the_places_in_a_dimension(axis: int, shape: tuple[int, ...]) -> None:
     weight = torch.randn(shape)
-    outputs, inputs = (1, 0) if transposed else (0, 1)
-    rows = rows_of(weight, transposed=transposed)
-    columns = columns_of(weight, transposed=transposed)
-    assert len(rows) == shape[outputs] and len(columns) == shape[inputs]
-    assert torch.equal(rows[2], weight.select(outputs, 2).flatten())
-    assert torch.equal(columns[1], weight.select(inputs, 1).flatten())
-    assert torch.equal(from_rows(rows, weight, transposed=transposed), weight)
-    assert torch.equal(from_columns(columns, weight, transposed=transposed), weight)
+    matrix = matrix_of(weight, axis)
+    assert len(matrix) == shape[axis]
+    assert torch.equal(matrix[2], weight.select(axis, 2).flatten())
+    assert torch.equal(weight_of(matrix, weight, axis), weight)

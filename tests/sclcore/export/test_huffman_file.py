@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 import zlib
 from collections.abc import Callable
@@ -227,3 +228,27 @@ def test_what_cannot_be_written_leaves_nothing(
     with pytest.raises(ExportError, match="w reads back with other values"):
         save_huffman({"w": few_values((30, 30), 0.3)}, path, form="sham", connections=["w"])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fused", ["0", "1"])
+@pytest.mark.parametrize("form", ["ham", "sham"])
+def test_bytes_that_were_changed_with_their_checksum(
+    form: str, fused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other weights or a refusal, by both readers of codewords; nothing else."""
+    monkeypatch.setenv("SCL_FUSED", fused)
+    path = tmp_path / "model"
+    save_huffman(state(), path, form=form, connections=CONNECTIONS)
+    whole, generator, refused = path.read_bytes(), random.Random(0), 0
+    (length,) = struct.unpack("<I", whole[10:14])
+    for _ in range(150):
+        content = bytearray(whole[:-4])
+        for _ in range(generator.choice((1, 2, 8))):
+            content[generator.randrange(14 + length, len(content))] = generator.randrange(256)
+        path.write_bytes(bytes(content) + struct.pack("<I", zlib.crc32(content)))
+        try:
+            assert load_huffman(path).keys() == state().keys()
+        except ExportError as error:
+            assert "is damaged" in str(error)
+            refused += 1
+    assert 0 < refused < 150

@@ -27,7 +27,7 @@ Batches = list[tuple[Tensor, Tensor]]
 def driver(model: nn.Module, **options: Any) -> Driver:
     rule = {"weight_rule": options.pop("rule", "sgd")}
     weights = WEIGHTS if rule["weight_rule"] == "sgd" else {"weight_decay": 1e-2}
-    method = Projection.model_validate({"radius": 0.3} | options)
+    method = Projection.model_validate({"radius": 0.3, "every": "update"} | options)
     return Driver(method, connection_groups(model), lr=0.05, **weights, **rule)
 
 
@@ -125,12 +125,10 @@ def test_projected_gradient_is_a_step_and_a_projection(every: Any) -> None:
     model, loop, batches = made()
     optimizer = driver(model, every=every, begin=0.1, end=0.575)
     for step in updates(model, optimizer, batches):
-        progress = step / TOTAL
-        loop.update(progress)
+        loop.update(step / TOTAL)
         due = {"update": True, 3: step % 3 == 0, "epoch": step % EPOCH == 0}[every]
         if (4 <= step < 23 and due) or step == 23:
-            t = min(1.0, (progress - 0.1) / (0.575 - 0.1))
-            loop.project(1 - 0.7 * (1 - (1 - t) ** 3))
+            loop.project(0.3)
         if step == 23:
             loop.fix(momentum=True)
         if every == "update" and step >= 4:

@@ -168,6 +168,18 @@ def test_what_others_write_becomes_means_and_nothing_revives() -> None:
         assert torch.allclose(weight[members], expected, atol=1e-6)
 
 
+def test_a_layer_that_is_dead_stays_so() -> None:
+    model = sparse(mlp())
+    assert isinstance(model, Mlp)
+    with torch.no_grad():
+        model.second.weight.zero_()
+    optimizer = driver(model)
+    train(model, optimizer, mlp_batches(4), range(4))
+    live = optimizer.live_connections()
+    assert live["2.weight"] == 0 < live["0.weight"] and not model.second.weight.any()
+    assert bool(model.second.bias.any())
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     model, batches = sparse(mlp()), mlp_batches(4)
     optimizer = driver(model)

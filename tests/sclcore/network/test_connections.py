@@ -424,4 +424,4 @@ def test_every_option_of_scl_is_an_option_of_its_groups_and_no_other() -> None:
     group = connection_groups(model, lr=0.1, lam=0.2, **options)[0]
     assert options.items() <= group.items()
     with pytest.raises(ValueError, match="unknown option 'mask_Ir': SCL knows "):
-        connection_groups(model, mask_Ir=0.1)
+        SCL(connection_groups(model, mask_Ir=0.1), lr=0.1, lam=0.2)
