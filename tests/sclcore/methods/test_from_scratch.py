@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from launcher.models.small import SmallConvNet
 from sclcore.driver.budget_search import keep_largest
 from sclcore.driver.build import optimizer_of
 from sclcore.driver.gates import gated_layers, live
 from sclcore.driver.optimizer import Driver
+from sclcore.export.removal import remove_dead_features
 from sclcore.methods.from_scratch import FromScratch
 from sclcore.network.connections import weight_uses
 from tests.sclcore.driver.gated_net import GATES, Factors, gated_batches, gated_net
@@ -155,3 +157,25 @@ def test_the_budget_is_met_by_the_most_features(key: str) -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         from_scratch(gated_net(), **options)
+
+
+def test_the_training_goes_through_a_schedule_of_its_own() -> None:
+    method = FromScratch(density=0.5, search_until=0.2)
+    assert [method.lr_progress(p) for p in (0.2, 0.6, 1.0)] == pytest.approx([0.0, 0.5, 1.0])
+
+
+def test_the_small_network_is_what_is_left_when_dead_features_are_removed() -> None:
+    torch.manual_seed(0)
+    model, images = SmallConvNet(width=8), torch.randn(16, 1, 8, 8)
+    method = FromScratch(density=0.3, search_until=0.5)
+    optimizer = optimizer_of(method, model, images[:1], SGD)
+    assert isinstance(optimizer, Driver)
+    gated_training(model, optimizer, [(images, torch.arange(16) % 10)] * 20)
+    smaller, _ = remove_dead_features(model, images[:1])
+    for layer in gated_layers(optimizer):
+        left = smaller.get_parameter(layer.name).shape[0]
+        assert left == int(layer.state["chosen"].sum()) < layer.units["count"] or left == 8
+    sizes = sum(p.numel() for n, p in smaller.named_parameters() if n in optimizer.masks())
+    assert sizes == sum(optimizer.live_connections().values())
+    # Sums in another order, in float32.
+    torch.testing.assert_close(smaller(images), model.eval()(images), rtol=1e-4, atol=1e-4)

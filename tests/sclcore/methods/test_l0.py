@@ -240,3 +240,8 @@ def test_a_loop_that_does_not_draw_is_told_so() -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         l0(gated_net(), **options)
+
+
+def test_a_second_forward_pass_costs_a_third() -> None:
+    assert L0(lam=1.0).update_cost == pytest.approx(4 / 3)
+    assert L0(lam=1.0, estimator="ar").update_cost == 1.0

@@ -153,3 +153,7 @@ def test_what_is_saved_goes_on_bit_for_bit_also_from_the_end_of_an_epoch() -> No
 def test_what_does_not_fit_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         npn(gated_net(), **options)
+
+
+def test_only_the_second_stage_costs_more() -> None:
+    assert NPN(lam=1.0, learn_from=0.2, learn_until=0.8).update_cost == pytest.approx(1.2)
