@@ -16,7 +16,10 @@ from launcher.compare.figures import accuracy, png
 from sclcore.registry import known_methods
 
 _DOCS = Path(__file__).resolve().parents[1]
-_KNOBS = ("method.lam", "method.density", "method.s_weight_decay")
+_KNOBS = (
+    *("method.lam", "method.density", "method.s_weight_decay", "method.iterations"),
+    "method.radius",
+)
 
 
 def table(comparison: Comparison) -> str:
@@ -27,7 +30,7 @@ def table(comparison: Comparison) -> str:
     finished = [c for c in comparison.configurations if c.finished]
     finished.sort(key=lambda c: (order.index(c.method), -(c.mean("density") or 0)))
     rows = [
-        "| method | setting | seeds | top-1 | density | MACs | time against dense |",
+        "| method | setting | seeds | top-1 | density | MACs | cost |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n".join([*rows, *(_row(c, dense, c.name in front) for c in finished)])
@@ -37,7 +40,7 @@ def _row(c: Configuration, dense: Configuration, bold: bool) -> str:
     knobs = [
         f"{key.removeprefix('method.')} {c.settings[key]}" for key in _KNOBS if key in c.settings
     ]
-    macs, time = (_share(c, dense, key) for key in ("macs", "train_seconds"))
+    macs, cost = (_share(c, dense, key) for key in ("macs", "cost"))
     cells = [
         f"**{c.method}**" if bold else c.method,
         ", ".join(knobs) or "–",
@@ -45,7 +48,7 @@ def _row(c: Configuration, dense: Configuration, bold: bool) -> str:
         _percent(c.stat("top1"), 2),
         _percent(c.stat("density"), 2),
         f"{100 * macs:.1f} %",
-        f"{time:.2f}",
+        f"{cost:.3g}",
     ]
     return f"| {' | '.join(cells)} |"
 
