@@ -17,17 +17,21 @@ from launcher.compare.svg import svg
 from launcher.compare.table import COLUMNS, differences_grid, front_of, headline, shown
 from launcher.reports.style import GREY, INK
 
-_SIGNS = {"o": "●", "D": "◆", "s": "■", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
-# The methods' colours on a dark page; ink and grey change with it by themselves.
-_ON_DARK = {
-    "#0072b2": "#4aa8e0",
-    "#d55e00": "#ff8a3d",
-    "#009e73": "#2cc99a",
-    "#cc79a7": "#e39ac6",
-    "#e69f00": "#f2b733",
-    "#56b4e9": "#7cc9f3",
-    INK: "var(--ink)",
-    GREY: "var(--grey)",
+_SIGNS = {
+    "o": "●",
+    "D": "◆",
+    "s": "■",
+    "^": "▲",
+    "v": "▼",
+    "P": "✚",
+    "X": "✖",
+    "*": "★",
+    "<": "◀",
+    ">": "▶",
+    "d": "♦",
+    "p": "⬟",
+    "h": "⬢",
+    "8": "⯃",
 }
 
 
@@ -42,7 +46,7 @@ def page(comparison: Comparison) -> str:
         about=escape(about),
         warnings=_warnings(comparison.warnings),
         light=" ".join(f"--{_variable(color)}: {color};" for color in sorted(colors)),
-        dark=" ".join(f"--{_variable(color)}: {_ON_DARK[color]};" for color in sorted(colors)),
+        dark=" ".join(f"--{_variable(color)}: {_on_dark(color)};" for color in sorted(colors)),
         body="\n".join(
             (
                 _accuracy(comparison),
@@ -55,6 +59,12 @@ def page(comparison: Comparison) -> str:
         ),
         footer=f"Written by scl compare, version {escape(version)}.",
     )
+
+
+def _on_dark(color: str) -> str:
+    """A method's colour on a dark page: two fifths of the way to white."""
+    levels = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
+    return "#" + "".join(f"{level + (255 - level) * 2 // 5:02x}" for level in levels)
 
 
 def _about(comparison: Comparison) -> str:
@@ -99,7 +109,7 @@ def _accuracy(comparison: Comparison) -> str:
         about = f"Top-1 accuracy over {words}; the table below holds the numbers"
         pictures.append(svg(figure, titles, _replaced(comparison), name=cost, about=about))
     keys = [
-        f'<li><i style="color: {_css(color)}">{_SIGNS[marker]}</i>{escape(method)}</li>'
+        f'<li><i style="color: {_css(color)}">{_SIGNS.get(marker, "●")}</i>{escape(method)}</li>'
         for method, (color, marker) in looks(comparison).items()
     ]
     if any(not c.finished for c in comparison.configurations):

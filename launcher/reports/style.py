@@ -92,7 +92,7 @@ def short(name: str) -> str:
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the markers differ as well.
 # Those of a method are in its class.
-_OTHERS = (("#e69f00", "P"), ("#56b4e9", "X"), (GREY, "*"))
+_OTHERS = (("#332288", "h"), ("#999933", "8"), (GREY, "*"))
 
 
 def look_of(methods: list[str]) -> dict[str, tuple[str, str]]:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 class FromScratch(GatedMethod, frozen=True):
     """Pruning from scratch: gates on random, fixed weights, then training (arXiv 1909.12579)."""
 
+    look: ClassVar = ("#b5a000", "d")
     group_keys: ClassVar = ("units", "prices")
 
     name: Literal["from_scratch"] = Field(

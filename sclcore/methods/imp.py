@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -38,6 +38,8 @@ class IMP(MaskedMethod, frozen=True):
     `rewind_to` of the first training; the others go through the schedule from there on. Statistics
     of batch norm are not rewound.
     """
+
+    look: ClassVar = ("#e69f00", "P")
 
     name: Literal["imp"] = Field(
         default="imp", description="train, remove the smallest weights, train again, and so on"

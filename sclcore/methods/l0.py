@@ -8,7 +8,7 @@ is theirs and what is ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 class L0(GatedMethod, frozen=True):
     """L0-ARM or L0-AR: stochastic binary gates on features (arXiv 1904.04432)."""
+
+    look: ClassVar = ("#8a6d3b", "<")
 
     name: Literal["l0"] = Field(
         default="l0", description="draw gates on features and learn how likely each is to open"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,8 @@ _OPEN, _SHUT = 3.0, -40.0
 
 class NPN(GatedMethod, frozen=True):
     """Neural plasticity networks: gates that learn in the middle of a run (arXiv 1908.08118)."""
+
+    look: ClassVar = ("#7f3c8d", ">")
 
     name: Literal["npn"] = Field(
         default="npn", description="train, prune or grow features by drawn gates, settle"

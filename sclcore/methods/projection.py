@@ -9,7 +9,7 @@ share of each tensor's own norm, since layers differ in size. Biases and norms a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -38,6 +38,8 @@ class Projection(MaskedMethod, frozen=True):
     and for good. One that shrinks by and by hardly makes zeros, since each of its thresholds is
     below what an update adds; a share of the present norm, taken each time, starves the network.
     """
+
+    look: ClassVar = ("#56b4e9", "X")
 
     name: Literal["projection"] = Field(
         default="projection", description="project weights onto balls with sparse corners"

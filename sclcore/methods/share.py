@@ -33,6 +33,7 @@ class Share(DrivenMethod, frozen=True):
     these weights in row-major order, value by value, `places` [live].
     """
 
+    look: ClassVar = ("#aa4499", "p")
     keeps_zeros: ClassVar = True
     started_by: ClassVar = "values"
 
