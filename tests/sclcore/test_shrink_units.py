@@ -124,7 +124,7 @@ def test_sensitivity_finds_a_unit_that_nobody_needs() -> None:
     assert int(scores.argmin()) == 2 and float(scores[2]) == 0 < float(scores.sort().values[1])
 
 
-def test_a_sample_votes_for_the_fewest_that_make_half() -> None:
+def test_a_sample_votes_for_the_fewest_that_make_a_part() -> None:
     layer_of = torch.tensor([0, 0, 0, 0, 1, 1])
     contributed = torch.tensor(
         [
@@ -136,7 +136,7 @@ def test_a_sample_votes_for_the_fewest_that_make_half() -> None:
             [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         ]
     )
-    voted = ballots(contributed, layer_of)
+    voted = ballots(contributed, layer_of, part=0.5)
     assert voted.int().tolist() == [[1, 0, 0, 0, 1, 0], [1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0]]
 
 
