@@ -109,9 +109,9 @@ def _by_latency(
 
 def _too_fast(budget: float, lowest: float, stopwatch: Stopwatch) -> str:
     return (
-        f"a latency of {budget:.3g} ms is below what any cut of this network reaches here: with "
-        f"one feature in each layer it takes {lowest:.3g} ms ({lowest / stopwatch.today:.1%} of "
-        f"today's {stopwatch.today:.3g} ms); ask for more"
+        f"a latency of {budget:.3g} ms is below what any cut of this network reaches here: the "
+        f"lowest is {lowest:.3g} ms ({lowest / stopwatch.today:.1%} of today's "
+        f"{stopwatch.today:.3g} ms); ask for more"
     )
 
 

@@ -208,8 +208,8 @@ REFUSED = {
     "no cuts": (["--by", "votes", "--share", "10%", "--cuts", "0"], "--cuts is 0; it must be at"),
     "too fast": (
         ["--by", "latency", "--latency-ms", "0.00001", "--rounds", "2"],
-        r"below what any cut of this network reaches here: with one feature in each layer it "
-        r"takes [0-9.]+ ms \([0-9.]+% of today's [0-9.]+ ms\); ask for more",
+        r"below what any cut of this network reaches here: the lowest is [0-9.]+ ms "
+        r"\([0-9.]+% of today's [0-9.]+ ms\); ask for more",
     ),
     "nothing depends": (
         ["--by", "dependence", "--samples", "300"],
