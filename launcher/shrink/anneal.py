@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from data.files import atomic_write
 from launcher.cluster.process import end_with_parent, fork
@@ -16,15 +19,15 @@ from launcher.export.source import Source, open_source
 from launcher.shrink.asked import BEGUN, REPORT, Asked
 from launcher.shrink.cutting import begin, make_cut, nothing_to_take, top1
 from launcher.shrink.samples import training_samples
-from launcher.shrink.ways import Say
 from launcher.shrink.write import MODEL, fine_tuning, note, write_network
 from launcher.start.train import train
+from launcher.terminal import say
 from sclcore.export.cut import Cut
 
 VERDICT = "verdict.json"
 
 
-def anneal(asked: Asked, source: Source, say: Say) -> int:
+def anneal(asked: Asked, source: Source) -> int:
     """Make and judge the cuts of `asked`, or go on with them; returns the exit code.
 
     Cut N lies in `cuts/N`: the smaller network, the run that fine-tunes it, the verdict. Raises
@@ -51,7 +54,7 @@ def anneal(asked: Asked, source: Source, say: Say) -> int:
     good, verdicts = None, []
     for number in range(1, asked.cuts + 1):
         folder = asked.out / "cuts" / f"{number:02d}"
-        code = _finish_cut(asked, source, folder, good, number, start, say)
+        code = _finish_cut(asked, source, folder, good, number, start)
         if code:
             if number == 1 and not folder.exists():
                 shutil.rmtree(asked.out, ignore_errors=True)
@@ -95,7 +98,6 @@ def _finish_cut(
     good: Path | None,
     number: int,
     start: dict[str, Any],
-    say: Say,
 ) -> int:
     """Make, fine-tune and judge one cut, as far as that is not done. Returns an exit code."""
     if (folder / VERDICT).is_file():
@@ -119,10 +121,10 @@ def _finish_cut(
     recipe = fine_tuning(source, folder, Cut(), asked) if asked.epochs else None
     if recipe is not None and (code := train(recipe)):
         return code
-    return _apart(lambda: _judge(asked, folder, number, start, say))
+    return _apart(lambda: _judge(asked, folder, number, start))
 
 
-def _judge(asked: Asked, folder: Path, number: int, start: dict[str, Any], say: Say) -> int:
+def _judge(asked: Asked, folder: Path, number: int, start: dict[str, Any]) -> int:
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     after = top1(_trained(folder), asked.data)
     assert after is not None
@@ -180,8 +182,17 @@ def _apart(body: Callable[[], int]) -> int:
 
     def apart() -> int:
         end_with_parent(parent)
+        # PyTorch makes its pool of threads anew at the first use after a fork, and two threads that
+        # use it at once (autograd has one of its own) may find none: before there is a second.
+        torch.set_num_threads(1)
         return body()
 
     _, status = os.waitpid(fork(apart), 0)
     code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
+    if code >= 0:
+        return code
+    say(
+        f"error: the process that made this cut was ended by {signal.Signals(-code).name}; the "
+        "same command goes on after the last cut that is finished"
+    )
+    return 128 - code

@@ -11,7 +11,6 @@ from launcher.errors import UsageError
 WAYS = ("latency", "dependence", "votes")
 REPORT = "shrink.json"
 BEGUN = "asked.json"
-_OF_LATENCY = ("latency", "batch", "threads", "rounds")
 
 
 @dataclass(frozen=True)

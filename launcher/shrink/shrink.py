@@ -33,4 +33,4 @@ def shrink(asked: Asked, said: Described, say: Say) -> int:
             f"{asked.source} has no recipe to be fine-tuned by: give a run, or leave out --cuts "
             "and --epochs"
         )
-    return anneal(asked, source, say)
+    return anneal(asked, source)

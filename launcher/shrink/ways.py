@@ -85,9 +85,10 @@ def _by_latency(
     if now <= aim:
         return Smaller(model, None, {"aim_ms": aim, "now_ms": now})
     promise = fit_into(latency, scores, aim, say)
-    if promise.milliseconds > aim:
-        raise UsageError(_too_fast(aim, promise.milliseconds, stopwatch))
+    if promise.measured > 1.05 * aim:
+        raise UsageError(_too_fast(aim, promise.measured, stopwatch))
     smaller = cut_away(model, units, promise.gone)
+    # Anew: the search has stopped at a measurement that was to its liking.
     measured = stopwatch({0: lambda: smaller.model(images)})[0]
     wall = stopwatch.on_the_wall(lambda: smaller.model(images))
     facts = {
@@ -108,9 +109,9 @@ def _by_latency(
 
 def _too_fast(budget: float, lowest: float, stopwatch: Stopwatch) -> str:
     return (
-        f"a latency of {budget:.3g} ms is below what any cut of this network reaches here: with "
-        f"one feature in each layer it takes {lowest:.3g} ms ({lowest / stopwatch.today:.1%} of "
-        f"today's {stopwatch.today:.3g} ms); ask for more"
+        f"a latency of {budget:.3g} ms is below what any cut of this network reaches here: the "
+        f"lowest is {lowest:.3g} ms ({lowest / stopwatch.today:.1%} of today's "
+        f"{stopwatch.today:.3g} ms); ask for more"
     )
 
 

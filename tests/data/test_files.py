@@ -138,3 +138,15 @@ def test_what_a_file_system_refuses_is_a_sentence(
 def test_a_reader_of_our_output_that_has_gone_is_no_fault_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(BrokenPipeError), explained(tmp_path):
         raise BrokenPipeError
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    with files.new_folder(target) as folder:
+        (folder / "a").write_text("one")
+        assert not target.exists()
+    assert (target / "a").read_text() == "one"
+    with pytest.raises(ValueError), files.new_folder(tmp_path / "failed") as folder:
+        (folder / "a").write_text("half")
+        raise ValueError
+    assert [entry.name for entry in tmp_path.iterdir()] == ["made"]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sclcore.export.cutting import apply_cut
+from sclcore.export.files import ExportError
 from sclcore.export.shrink.units import Reader, Units
 
 _ROUNDINGS = 100
@@ -63,8 +64,9 @@ class Dependent:
 class Dependences:
     """The linear dependences among what the layers of `model` read of `batches` of images.
 
-    They hold on these images: for a layer of d features take some thousand rows (images, or places
-    of them) at least. The constant column is used where a reader has a bias, and no padding: beside
+    They hold on these images: ExportError where some layer reads fewer than twice as many rows
+    (images, or places of them) as it has columns, of which all would seem dependent. The constant
+    column is used where a reader has a bias, and no padding: beside
     an image there are zeros, where a constant is not constant.
     """
 
@@ -73,18 +75,20 @@ class Dependences:
         self._exact = exact_residual(next(model.parameters()).dtype)
         exact = copy.deepcopy(model).eval().requires_grad_(False).double()
         factors: dict[str, Tensor] = {}
+        rows: dict[str, int] = {}
         handles = []
         readers = {r.weight: r for r in units.readers}
         for reader in readers.values():
             module = exact.get_submodule(reader.module)
             constant = not reader.padded and getattr(module, "bias", None) is not None
-            hook = partial(_gather, reader, constant, factors)
+            hook = partial(_gather, reader, constant, factors, rows)
             handles.append(module.register_forward_pre_hook(hook))
         with torch.no_grad():
             for images in batches:
                 exact(images.double())
         for handle in handles:
             handle.remove()
+        _check_rows(rows, factors)
         self._reads = [self._read(exact, readers[w], factor) for w, factor in factors.items()]
 
     def _read(self, exact: nn.Module, reader: Reader, factor: Tensor) -> _Read:
@@ -168,17 +172,29 @@ def _gather(
     reader: Reader,
     constant: bool,
     factors: dict[str, Tensor],
+    rows: dict[str, int],
     module: nn.Module,
     inputs: tuple[Any, ...],
 ) -> None:
     """Add a batch to the QR factor of what `reader` reads: R of [R; rows] is R of all rows."""
     x = inputs[0].movedim(reader.dim, -1)
-    rows = x.reshape(-1, x.shape[-1])
+    read = x.reshape(-1, x.shape[-1])
+    rows[reader.weight] = rows.get(reader.weight, 0) + len(read)
     if constant:
-        rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], 1)
+        read = torch.cat([read, torch.ones(len(read), 1, dtype=read.dtype)], 1)
     if (known := factors.get(reader.weight)) is not None:
-        rows = torch.cat([known, rows])
-    factors[reader.weight] = torch.linalg.qr(rows, mode="r").R
+        read = torch.cat([known, read])
+    factors[reader.weight] = torch.linalg.qr(read, mode="r").R
+
+
+def _check_rows(rows: dict[str, int], factors: dict[str, Tensor]) -> None:
+    for weight, factor in factors.items():
+        if rows[weight] < 2 * factor.shape[1]:
+            raise ExportError(
+                f"of the {factor.shape[1]} columns that {weight} reads, {rows[weight]} rows say "
+                "too little: all would seem to depend on each other; take more images (--samples), "
+                "twice as many as columns at least"
+            )
 
 
 def _costs(read: _Read, count: int, gone: Tensor | None = None) -> Tensor:

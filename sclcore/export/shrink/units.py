@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +144,22 @@ class Units:
             if len(own) and bool((units >= 0).all()) and not kept[own].any():
                 kept[own[scores[own].argmax()]] = True
         return kept
+
+    def closed(self, live: Mapping[str, Tensor]) -> Tensor:
+        """bool [count]: the units none of whose features is live, as gates or masks have found.
+
+        `live` says of a layer's weight which output features are live (bool, [out]). A unit that
+        several of these layers make goes where all of them have closed it; one that none makes
+        stays, and so does the first of a tensor that would be empty.
+        """
+        made = torch.zeros(self.count, dtype=torch.bool)
+        alive = torch.zeros(self.count, dtype=torch.bool)
+        for weight, live_outputs in live.items():
+            units = self.of(self.features.axes[weight][0])
+            own = units >= 0
+            made[units[own]] = True
+            alive[units[own & live_outputs.cpu()]] = True
+        return made & ~alive & ~self.best_of_each_dimension(alive.float())
 
     def cut(self, gone: Tensor, model: str = "") -> Cut:
         """The cut that takes the units `gone` (bool [count]) out."""

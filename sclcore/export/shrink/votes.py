@@ -1,8 +1,9 @@
 """Samples vote for the units that they need.
 
 Alqahtani, Xie, Essa and Jones (ICPR 2020) let activations vote for neurons; who votes, and how, is
-not public. These rules are ours: in each layer a sample votes for the fewest units that make half
-of all that the layer's units contribute to its margin (`contributions`); classes have the same say.
+not public. These rules are ours: in each layer a sample votes for the fewest units that make four
+fifths of all that the layer's units contribute to its margin (`contributions`); classes have the
+same say.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from sclcore.export.shrink.units import Units
 
-HALF = 0.5
+PART = 0.8
+"""On a ConvNet of 160 channels 0.8 loses less than 0.5 or 0.3; on an MLP it makes no difference."""
 
 
-def ballots(contributed: Tensor, layer_of: Tensor, part: float = HALF) -> Tensor:
+def ballots(contributed: Tensor, layer_of: Tensor, part: float = PART) -> Tensor:
     """bool [samples, units]: whom each sample votes for.
 
     `contributed` [samples, units] is what each unit contributes, `layer_of` [units] the number of

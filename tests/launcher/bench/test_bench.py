@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,12 @@ def test_bad_input_is_one_sentence(sparse_model: Path, capsys: Output) -> None:
         assert message in capsys.readouterr().err
     assert main(["bench", str(sparse_model.parent / "gone")]) == 2
     assert "there is no" in capsys.readouterr().err
+
+
+def test_processor_time_leaves_out_what_is_no_work() -> None:
+    """Sleeping is seen by the clock on the wall alone."""
+    sleeping = {"sleep": lambda: time.sleep(0.02)}
+    wall = latencies(sleeping, 2, torch.device("cpu"))["sleep"].median
+    work = latencies(sleeping, 2, torch.device("cpu"), time.thread_time)["sleep"].median
+    # A call of sleep costs some microseconds of work.
+    assert wall >= 20 and work < 2

@@ -208,10 +208,17 @@ REFUSED = {
     "no cuts": (["--by", "votes", "--share", "10%", "--cuts", "0"], "--cuts is 0; it must be at"),
     "too fast": (
         ["--by", "latency", "--latency-ms", "0.00001", "--rounds", "2"],
-        r"below what any cut of this network reaches here: with one feature in each layer it "
-        r"takes [0-9.]+ ms \([0-9.]+% of today's [0-9.]+ ms\); ask for more",
+        r"below what any cut of this network reaches here: the lowest is [0-9.]+ ms "
+        r"\([0-9.]+% of today's [0-9.]+ ms\); ask for more",
     ),
-    "nothing depends": (["--by", "dependence"], "nothing of .* can go without loss"),
+    "nothing depends": (
+        ["--by", "dependence", "--samples", "300"],
+        "nothing of .* can go without loss, for no unit depends on others",
+    ),
+    "too few images": (
+        ["--by", "dependence", "--samples", "50"],
+        "classifier.weight reads, 50 rows say too little: .* take more images",
+    ),
     "unknown key": (
         ["--by", "votes", "--share", "10%", "--epochs", "1", "--set", "optim.lrr=1"],
         "unknown key 'optim.lrr'; did you mean 'lr'",

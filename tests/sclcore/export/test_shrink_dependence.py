@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sclcore.export import ExportError
 from sclcore.export.shrink.dependence import Dependences
 from sclcore.export.shrink.units import Units
 
@@ -68,6 +69,17 @@ def test_neurons_of_a_layer_of_known_rank(bias: bool, left: int) -> None:
     assert not Dependences(smaller, again, batches).find(again.count).gone.any()
 
 
+def test_too_few_images_to_tell_are_refused() -> None:
+    model = Mlp()
+    units = Units(model, torch.zeros(1, 6))
+    # Nine features and the constant.
+    with pytest.raises(
+        ExportError, match=r"of the 10 columns that b.weight reads, 19 rows say too"
+    ):
+        Dependences(model, units, [torch.randn(19, 6)])
+    Dependences(model, units, [torch.randn(20, 6)])
+
+
 def test_a_network_in_float32_is_dependent_within_its_own_rounding() -> None:
     torch.manual_seed(1)
     model = Mlp().float()
@@ -89,7 +101,7 @@ def test_filters_of_a_layer_of_known_rank(padding: int, left: int) -> None:
     torch.manual_seed(2)
     model = Convolutions(padding, 2)
     units = Units(model, torch.zeros(1, 2, 8, 8))
-    dependences = Dependences(model, units, [torch.randn(40, 2, 8, 8).double()])
+    dependences = Dependences(model, units, [torch.randn(60, 2, 8, 8).double()])
     smaller = dependences.remove(dependences.find(units.count).gone)
     assert smaller.a.out_channels == left and smaller.b.out_channels == 6  # type: ignore[union-attr]
     images = torch.randn(30, 2, 11, 9).double()

@@ -71,6 +71,22 @@ def test_one_feature_of_each_tensor_is_kept(residual: Residual) -> None:
     assert units.best_of_each_dimension(scores).nonzero().flatten().tolist() == [5, 12]
 
 
+def test_units_that_gates_have_closed(residual: Residual) -> None:
+    """Channels of a sum go where both branches are closed; a layer keeps one all the same."""
+    units = Units(residual, torch.zeros(1, 2, 8, 8))
+    live = {
+        "stem.weight": torch.tensor([1, 0, 0, 0, 1, 1]).bool(),
+        "branch.weight": torch.tensor([0, 0, 1, 0, 1, 1]).bool(),
+        "hidden.weight": torch.zeros(7).bool(),
+    }
+    gone = units.closed(live)
+    assert gone.nonzero().flatten().tolist() == [1, 3, *range(7, 13)]
+    assert not units.closed({"classifier.weight": torch.zeros(3).bool()}).any()
+    smaller = copy.deepcopy(residual)
+    apply_cut(smaller, units.cut(gone))
+    assert (smaller.stem.out_channels, smaller.hidden.out_features) == (4, 1)
+
+
 def test_a_network_without_a_feature_that_could_go_is_refused() -> None:
     with pytest.raises(ExportError, match="Linear has no feature that could go"):
         Units(nn.Linear(3, 2), torch.zeros(1, 3))
@@ -108,7 +124,7 @@ def test_sensitivity_finds_a_unit_that_nobody_needs() -> None:
     assert int(scores.argmin()) == 2 and float(scores[2]) == 0 < float(scores.sort().values[1])
 
 
-def test_a_sample_votes_for_the_fewest_that_make_half() -> None:
+def test_a_sample_votes_for_the_fewest_that_make_a_part() -> None:
     layer_of = torch.tensor([0, 0, 0, 0, 1, 1])
     contributed = torch.tensor(
         [
@@ -120,7 +136,7 @@ def test_a_sample_votes_for_the_fewest_that_make_half() -> None:
             [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         ]
     )
-    voted = ballots(contributed, layer_of)
+    voted = ballots(contributed, layer_of, part=0.5)
     assert voted.int().tolist() == [[1, 0, 0, 0, 1, 0], [1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0]]
 
 
