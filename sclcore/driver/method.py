@@ -27,6 +27,8 @@ class Method(BaseModel, frozen=True, extra="forbid"):
 
     look: ClassVar[tuple[str, str] | None] = None
     """Colour and marker in charts; None for one of those that are left."""
+    example: ClassVar[Mapping[str, Any] | None] = None
+    """Settings with which 42 updates show what it does: tests train it with them."""
     zero_stages: ClassVar[tuple[int, ...]] = (0,)
     """The ZeRO stages it works in: 0 where it needs whole tensors on every rank."""
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "autocast", "bf16")

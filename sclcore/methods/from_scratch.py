@@ -44,6 +44,7 @@ class FromScratch(GatedMethod, frozen=True):
     """Pruning from scratch: gates on random, fixed weights, then training (arXiv 1909.12579)."""
 
     look: ClassVar = ("#b5a000", "d")
+    example: ClassVar = {"density": 0.5, "gate_lr": 0.1, "search_until": 0.5}
     group_keys: ClassVar = ("units", "prices")
 
     name: Literal["from_scratch"] = Field(

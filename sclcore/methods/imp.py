@@ -40,6 +40,7 @@ class IMP(MaskedMethod, frozen=True):
     """
 
     look: ClassVar = ("#e69f00", "P")
+    example: ClassVar = {"iterations": 2, "rewind": "weights", "rewind_to": 0.2}
 
     name: Literal["imp"] = Field(
         default="imp", description="train, remove the smallest weights, train again, and so on"

@@ -35,6 +35,7 @@ class L0(GatedMethod, frozen=True):
     """L0-ARM or L0-AR: stochastic binary gates on features (arXiv 1904.04432)."""
 
     look: ClassVar = ("#8a6d3b", "<")
+    example: ClassVar = {"lam": 3, "gate_lr": 0.02, "keep": 0.7}
 
     name: Literal["l0"] = Field(
         default="l0", description="draw gates on features and learn how likely each is to open"

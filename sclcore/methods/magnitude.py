@@ -26,6 +26,7 @@ class Magnitude(MaskedMethod, frozen=True):
     """
 
     look: ClassVar = ("#d55e00", "s")
+    example: ClassVar = {"density": 0.2, "end": 0.7, "every": 3}
 
     name: Literal["magnitude"] = Field(
         default="magnitude", description="remove the smallest weights while training"

@@ -47,6 +47,7 @@ class NPN(GatedMethod, frozen=True):
     """Neural plasticity networks: gates that learn in the middle of a run (arXiv 1908.08118)."""
 
     look: ClassVar = ("#7f3c8d", ">")
+    example: ClassVar = {"lam": 5, "gate_lr": 0.03, "grow": True, "init_size": 0.8}
 
     name: Literal["npn"] = Field(
         default="npn", description="train, prune or grow features by drawn gates, settle"

@@ -40,6 +40,7 @@ class Projection(MaskedMethod, frozen=True):
     """
 
     look: ClassVar = ("#56b4e9", "X")
+    example: ClassVar = {"radius": 0.3, "end": 0.7, "every": "epoch"}
 
     name: Literal["projection"] = Field(
         default="projection", description="project weights onto balls with sparse corners"

@@ -33,6 +33,7 @@ class RigL(MaskedMethod, frozen=True):
     """
 
     look: ClassVar = ("#009e73", "^")
+    example: ClassVar = {"density": 0.2, "end": 0.9, "every": 4}
     begins_sparse: ClassVar = True
 
     name: Literal["rigl"] = Field(

@@ -38,6 +38,7 @@ class SoftThreshold(DrivenMethod, frozen=True):
     """
 
     look: ClassVar = ("#cc79a7", "v")
+    example: ClassVar = {"s_init": -5, "s_weight_decay": 0.05}
     started_by: ClassVar = "threshold"
 
     name: Literal["str"] = Field(default="str", description="learn below which size weights are 0")

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -22,17 +23,13 @@ from launcher.run.engine import process_group
 from launcher.run.initial import Initial
 from launcher.run.inputs import Inputs, find_start, open_inputs
 from launcher.run.loop import train
+from sclcore.registry import known_methods
 
 CUT = 17
 METHODS = {
-    "from_scratch": ("method.density=0.5", "method.gate_lr=0.1", "method.search_until=0.5"),
-    "imp": ("method.iterations=2", "method.rewind=weights", "method.rewind_to=0.2"),
-    "l0": ("method.lam=3", "method.gate_lr=0.02", "method.keep=0.7"),
-    "magnitude": ("method.density=0.2", "method.end=0.7", "method.every=3"),
-    "npn": ("method.lam=5", "method.gate_lr=0.03", "method.grow=true", "method.init_size=0.8"),
-    "projection": ("method.radius=0.3", "method.end=0.7", "method.every=epoch"),
-    "rigl": ("method.density=0.2", "method.end=0.9", "method.every=4"),
-    "str": ("method.s_init=-5", "method.s_weight_decay=0.05"),
+    name: tuple(f"method.{key}={json.dumps(value)}" for key, value in kind.example.items())
+    for name, kind in known_methods().items()
+    if kind.example is not None
 }
 
 

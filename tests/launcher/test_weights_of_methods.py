@@ -15,6 +15,7 @@ from launcher.recipe.method import MethodConfig, OptimConfig
 from launcher.run.optimizer import build_optimizer
 from sclcore.methods.dense import Dense
 from sclcore.methods.scl import SCLMethod
+from sclcore.registry import known_methods
 
 OPTIM = OptimConfig(global_batch_size=8, epochs=1, lr=0.1, name="adamw", weight_decay=0.05)
 
@@ -38,11 +39,7 @@ def test_the_same_parameters_are_decayed_with_masks_and_without() -> None:
 METHODS: list[dict[str, Any]] = [
     {"name": "dense"},
     {"name": "scl", "lam": 0.1},
-    {"name": "magnitude", "density": 0.5},
-    {"name": "rigl", "density": 0.5},
-    {"name": "imp", "iterations": 2},
-    {"name": "projection", "radius": 0.5},
-    {"name": "str", "s_init": -3.0, "s_weight_decay": 0.0},
+    *({"name": n, **kind.example} for n, kind in known_methods().items() if kind.example),
 ]
 
 
@@ -57,7 +54,8 @@ def test_each_method_takes_what_its_rule_of_the_weights_uses(
         | ({"betas": (0.8, 0.9), "eps": 1e-6} if rule == "adamw" else {"momentum": 0.7})
     )
     method = TypeAdapter(MethodConfig).validate_python(settings)
-    group = build_optimizer(method, optim, nn.Linear(4, 4), torch.zeros(1, 4)).param_groups[0]
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    group = build_optimizer(method, optim, model, torch.zeros(1, 4)).param_groups[0]
     if rule == "adamw":
         assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)
     else:
