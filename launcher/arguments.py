@@ -3,7 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+_SETTING = re.compile(r"[a-z_][a-z0-9_]*(\.[A-Za-z0-9_]+)*=")
+_AS_OPTION = re.compile(r"--(?=[a-z_][a-z0-9_]*(\.[A-Za-z0-9_]+)+=)")
+
+
+def spelled_out(arguments: Iterable[str]) -> Iterator[str]:
+    """`arguments` with one `--set` for each setting.
+
+    Other programs write several behind one (`--set a=1 b=2`), or a key as an option
+    (`--method.lam=0.2`), as W&B's agent does.
+    """
+    before = ""
+    for word in arguments:
+        if option := _AS_OPTION.match(word):
+            yield from ("--set", word[option.end() :])
+            before = "setting"
+        elif before == "--set":
+            yield word
+            before = "setting"
+        elif before == "setting" and _SETTING.match(word):
+            yield from ("--set", word)
+        else:
+            yield word
+            before = "setting" if word.startswith("--set=") else word
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
@@ -20,5 +46,5 @@ def add_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> 
         action="append",
         default=[],
         metavar="KEY.SUB=VALUE",
-        help="override one key of the recipe; may be repeated",
+        help="override one key of the recipe; may be repeated, or given several",
     )

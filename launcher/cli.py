@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import sys
 from importlib import import_module
+from typing import Any
 
+from launcher.arguments import spelled_out
 from launcher.cluster.process import end_process
 from launcher.commands import SUMMARIES, HelpFormatter, Parser
 from launcher.terminal import forgive, say
@@ -45,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     asked = next((word for word in arguments if word in SUMMARIES), "")
-    options = parser(asked).parse_args(arguments)
+    options = parser(asked).parse_args([*spelled_out(arguments)])
     from launcher.errors import UserError
 
     try:
@@ -67,6 +70,7 @@ def parser(asked: str | None = None) -> Parser:
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, help="say which version this is")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, summary in SUMMARIES.items():
         if asked in (None, name):
@@ -74,6 +78,19 @@ def parser(asked: str | None = None) -> Parser:
         else:
             commands.add_parser(name, help=summary)
     return parser
+
+
+class _Version(argparse.Action):
+    """`--version`, which looks for it only when it is asked."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"scl {version('scl-train')}")
+        parser.exit()
 
 
 if __name__ == "__main__":

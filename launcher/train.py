@@ -21,7 +21,7 @@ if __name__ == "__main__" and not __package__:
     # Started as a file: the packages of the repository are beside this one.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launcher.arguments import add_recipe_options
+from launcher.arguments import add_recipe_options, spelled_out
 from launcher.terminal import forgive, say
 
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_recipe_options(parser)
     # DeepSpeed's launcher adds it; the environment, which it sets too, says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args([*spelled_out(sys.argv[1:] if arguments is None else arguments)])
 
     from launcher.cluster.world import find_world
     from launcher.errors import UserError
