@@ -27,8 +27,19 @@ def erk_densities(shapes: Sequence[Sequence[int]], density: float) -> list[float
 
 def erk_counts(shapes: Sequence[Sequence[int]], density: float) -> list[int]:
     """Whole numbers of connections near ERK's densities, whose sum is exact; 1 at least."""
+    return _whole(shapes, erk_densities(shapes, density), density)
+
+
+def layer_counts(shapes: Sequence[Sequence[int]], density: float) -> list[int]:
+    """The same where every layer has the density of the network."""
+    return _whole(shapes, [density] * len(shapes), density)
+
+
+def _whole(
+    shapes: Sequence[Sequence[int]], densities: Sequence[float], density: float
+) -> list[int]:
     sizes = [math.prod(shape) for shape in shapes]
-    wanted = [d * n for d, n in zip(erk_densities(shapes, density), sizes, strict=True)]
+    wanted = [d * n for d, n in zip(densities, sizes, strict=True)]
     counts = [max(1, math.floor(number)) for number in wanted]
     by_fraction = sorted(range(len(sizes)), key=lambda i: counts[i] - wanted[i])
     for i in by_fraction[: max(0, round(density * sum(sizes)) - sum(counts))]:

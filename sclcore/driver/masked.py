@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sclcore.driver.choice import largest, largest_of_all
@@ -62,6 +63,14 @@ def bury(each: Connected) -> None:
 def live_masks(net: Net) -> list[Tensor]:
     """The masks of all tensors: the state itself, not copies."""
     return [each.state["mask"] for each in net.tensors]
+
+
+def keep_largest_of_each(net: Net, counts: Sequence[int]) -> None:
+    """Keep the largest weights of each layer that live, so many of each."""
+    for each, count in zip(net.tensors, counts, strict=True):
+        mask = each.state["mask"]
+        scores = torch.where(mask, each.param.abs(), -1.0).flatten()
+        set_mask(each, largest(scores, min(count, int(mask.sum()))))
 
 
 def keep_largest(net: Net, count: int) -> None:

@@ -1,8 +1,9 @@
-"""Gradual magnitude pruning with one threshold for all layers.
+"""Gradual magnitude pruning.
 
 Source: Zhu and Gupta, "To prune, or not to prune", arXiv 1710.01878: the sparsity rises by a cubic
-schedule while the network trains. There each layer reaches the same sparsity; here the smallest
-weights of the whole network go, wherever they are, which is the stronger baseline.
+schedule while the network trains. There each layer reaches the same sparsity (`budget: layer`); by
+default the smallest weights of the whole network go, wherever they are, which is the stronger
+baseline.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sclcore.driver.masked import MaskedMethod, keep_largest, live_masks
+from sclcore.driver.budgets import erk_counts, layer_counts
+from sclcore.driver.masked import MaskedMethod, keep_largest, keep_largest_of_each, live_masks
 from sclcore.driver.schedules import cubic_density
 from sclcore.schedule import Schedule
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Magnitude(MaskedMethod, frozen=True):
-    """Gradual magnitude pruning, one threshold for all layers (after arXiv 1710.01878).
+    """Gradual magnitude pruning, one threshold for all or a share for each layer (arXiv 1710.01878).
 
     The density is reached exactly. The largest weight of each layer stays, whatever the threshold.
     """
@@ -32,6 +34,11 @@ class Magnitude(MaskedMethod, frozen=True):
         default="magnitude", description="remove the smallest weights while training"
     )
     density: float = Field(gt=0, le=1, description="share of connections that live in the end")
+    budget: Literal["network", "layer", "erk"] = Field(
+        default="network",
+        description="whose density that is: the network's, under one threshold; each layer's; or "
+        "shared out by an Erdős–Rényi kernel",
+    )
     begin: float = Field(default=0.0, ge=0, lt=1, description="progress at which pruning begins")
     end: float = Field(
         default=0.5,
@@ -59,7 +66,14 @@ class Magnitude(MaskedMethod, frozen=True):
             density = cubic_density(
                 net.progress, final=self.density, begin=self.begin, end=self.end
             )
-            keep_largest(net, round(density * sum(net.connection_sizes().values())))
+            self._prune(net, density)
         if ended:
             state["is_final"] = True
         return True
+
+    def _prune(self, net: Net, density: float) -> None:
+        if self.budget == "network":
+            keep_largest(net, round(density * sum(net.connection_sizes().values())))
+            return
+        counts = layer_counts if self.budget == "layer" else erk_counts
+        keep_largest_of_each(net, counts([each.param.shape for each in net.tensors], density))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -130,6 +131,31 @@ def test_magnitude_is_the_textbooks() -> None:
     masks = optimizer.masks()
     assert all(torch.equal(masks[name], live[name].bool()) for name in names)
     assert sum(optimizer.live_connections().values()) == round(0.2 * 192)
+
+
+@pytest.mark.parametrize("budget", ["layer", "erk"])
+def test_magnitude_keeps_the_largest_of_each_layer(budget: str) -> None:
+    """Where layers share the density out beforehand, each loses its own smallest."""
+    model = Mixed()
+    optimizer = magnitude(model, budget=budget, density=0.25)
+    shapes = [p.shape for n, p in model.named_parameters() if n in optimizer.connection_names]
+    sizes = list(optimizer.connection_sizes().values())
+    seen: list[dict[str, Tensor]] = []
+    train(
+        model,
+        optimizer,
+        mixed_batches(torch.float32, STEPS),
+        each=lambda step: seen.append(optimizer.masks()),
+    )
+    live = list(optimizer.live_connections().values())
+    assert sum(live) == round(0.25 * sum(sizes))
+    if budget == "layer":
+        assert all(abs(n - 0.25 * size) < 1 for n, size in zip(live, sizes, strict=True))
+    else:
+        wanted = erk_densities(shapes, 0.25)
+        assert all(abs(n - d * s) < 1 for n, d, s in zip(live, wanted, sizes, strict=True))
+    for before, after in itertools.pairwise(seen):
+        assert not any((after[name] & ~mask).any() for name, mask in before.items())
 
 
 def test_rigl_is_algorithm_1() -> None:
