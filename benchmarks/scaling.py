@@ -7,7 +7,7 @@ one, and efficiency is the time on one ÷ the time on N. Measured on 1 and 2 pro
 1, 2, 4 … GPUs of this machine (cuda), steps of SCL and of dense training in turn, the slowest rank
 of each; quoted are medians. Up to 1,024 GPUs a model, drawn as such, whose assumptions are printed:
 
-    step = time on one GPU + all-reduce of the gradient + SCL's own small message
+    step = time on one GPU + all-reduce of the gradient + SCL's own small messages
     ring of N:  2 (N − 1) / N · S / bandwidth + 2 (N − 1) · latency
     tree of N:  2 S / bandwidth + 2 log₂ N · latency
 
@@ -82,11 +82,16 @@ class Network:
 
 
 def message_bytes(layers: int, ranks: int) -> int:
-    """SCL's own message: five numbers a layer, one for each feature that a boundary of ranks cuts.
+    """SCL's message before a step: three numbers a layer, one for each feature that ranks cut.
 
     The most it can be; `benchmarks.communication` counts what it is.
     """
-    return 4 * (1 + 5 * layers + ranks - 1)
+    return 4 * (1 + 3 * layers + ranks - 1)
+
+
+def count_bytes(layers: int) -> int:
+    """SCL's message after a step: the live connections of each layer."""
+    return 8 * layers
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ class Model:
         seconds = self.compute[method] + self.network.all_reduce(4 * self.parameters, gpus)
         if method == "scl":
             seconds += self.network.all_reduce(message_bytes(self.layers, gpus), gpus)
+            seconds += self.network.all_reduce(count_bytes(self.layers), gpus)
         return seconds
 
     def efficiency(self, method: str, gpus: int) -> float:
@@ -156,8 +162,9 @@ def assumptions(model: Model, source: str) -> list[str]:
         f"SCL {1e3 * model.compute['scl']:.1f} ms ({source})",
         f"gradient of {4 * model.parameters / 1e6:.1f} MB in float32, all-reduced after the "
         "backward pass, no overlap",
-        f"SCL's own message, {message_bytes(model.layers, most):,} bytes at {most:,} GPUs, is "
-        "always sent, though only sharded state needs it",
+        f"SCL's own messages, {message_bytes(model.layers, most):,} and "
+        f"{count_bytes(model.layers):,} bytes at {most:,} GPUs, are always sent, though only "
+        "sharded state needs them",
         f"{net.gpus_per_node} GPUs per node, {net.intra / 1e9:g} GB/s inside, "
         f"{net.inter / 1e9:g} GB/s per GPU between nodes, latency {1e6 * net.latency:g} µs",
         "ring or tree, whichever is faster; no stragglers, no congestion, data always there",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Magnitude(MaskedMethod, frozen=True):
-    """Gradual magnitude pruning, one threshold for all or a share for each layer (arXiv 1710.01878).
+    """Gradual magnitude pruning, one threshold or a share for each layer (after arXiv 1710.01878).
 
     The density is reached exactly. The largest weight of each layer stays, whatever the threshold.
     """
