@@ -117,6 +117,12 @@ def test_out_of_time_then_a_killed_rank_and_the_same_network(
 
     wait_for(lambda: len(job.starts) == 2, PATIENCE_S, "the second start")
     wait_for(lambda: f"continues at step {stopped[1]} of 264" in job.log, PATIENCE_S, "training")
+
+    def tracked() -> list[str]:
+        return [path.name for path in (job.folder / "wandb").glob("offline-run-*")]
+
+    # W&B starts beside the first updates: killed before, this start would have no run of its own.
+    wait_for(lambda: len(tracked()) == 2, PATIENCE_S, "the second start's W&B run")
     ranks = submit.slurm.ranks(job.number)
     assert len(ranks) == 2
     ranks[0].kill()
@@ -130,9 +136,8 @@ def test_out_of_time_then_a_killed_rank_and_the_same_network(
     assert job.summary["mask_hash"] == undisturbed.summary["mask_hash"]
     assert job.weights == undisturbed.weights
     assert len(job.starts) == 3
-    tracked = [path.name for path in (job.folder / "wandb").glob("offline-run-*")]
-    assert len(tracked) == 3
-    assert len({name.rpartition("-")[2] for name in tracked}) == 1, "one W&B run, continued"
+    assert len(tracked()) == 3
+    assert len({name.rpartition("-")[2] for name in tracked()}) == 1, "one W&B run, continued"
 
 
 @pytest.mark.long
