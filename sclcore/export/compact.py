@@ -90,7 +90,7 @@ def load_compact(path: Path | str) -> dict[str, Tensor]:
     Raises ExportError if it is none, from a newer version, or damaged.
     """
     path = Path(path)
-    entries, _, sections = _open(path)
+    entries, _, sections = unpacked(_KIND, path, Entry)
     state = {}
     for entry, own in zip(entries, sections, strict=True):
         try:
@@ -102,16 +102,8 @@ def load_compact(path: Path | str) -> dict[str, Tensor]:
 
 def read_header(path: Path) -> tuple[list[Entry], dict[str, Any]]:
     """(entries, metadata) of a compact file; raises as `load_compact` does."""
-    entries, metadata, _ = _open(path)
+    entries, metadata, _ = unpacked(_KIND, path, Entry)
     return entries, metadata
-
-
-def _open(path: Path) -> tuple[list[Entry], dict[str, Any], list[list[bytes]]]:
-    tensors, metadata, sections = unpacked(_KIND, path)
-    try:
-        return [Entry(**tensor) for tensor in tensors], metadata, sections
-    except TypeError as error:
-        raise ExportError(f"{path.name} has a header that cannot be read: {error}") from error
 
 
 def _encode(name: str, tensor: Tensor, values: str, axis: int | None) -> tuple[Entry, list[bytes]]:

@@ -15,15 +15,16 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sclcore.export.files import ExportError
 
 _START = struct.Struct("<8sHI")
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ def packed(
 
 
 def unpacked(
-    kind: Kind, path: Path
-) -> tuple[list[dict[str, Any]], dict[str, Any], list[list[bytes]]]:
-    """(tensors of the header, metadata, sections of each). Raises ExportError for a file of another
-    format or version, and for a damaged one."""
+    kind: Kind, path: Path, entry: Callable[..., Entry]
+) -> tuple[list[Entry], dict[str, Any], list[list[bytes]]]:
+    """(an `entry` for each tensor of the header, metadata, sections of each).
+
+    Raises ExportError for a file of another format or version, and for a damaged one.
+    """
     content = path.read_bytes()
     if len(content) < _START.size + 4 or not content.startswith(kind.magic):
         raise ExportError(f"{path.name} is no {kind.what} of SCL")
@@ -69,6 +72,7 @@ def unpacked(
         tensors = [dict(tensor) for tensor in head["tensors"]]
         metadata = dict(head["metadata"])
         sizes = [[abs(int(size)) for size in tensor["sections"]] for tensor in tensors]
+        entries = [entry(**tensor) for tensor in tensors]
     except (ValueError, TypeError, KeyError, zlib.error) as error:
         raise ExportError(f"{path.name} has a header that cannot be read: {error}") from error
     body = content[_START.size + length : -4]
@@ -76,7 +80,7 @@ def unpacked(
         raise ExportError(
             f"{path.name} is damaged: its header speaks of other sections than it has"
         )
-    return tensors, metadata, _cut(body, sizes)
+    return entries, metadata, _cut(body, sizes)
 
 
 def _cut(body: bytes, sizes: list[list[int]]) -> list[list[bytes]]:

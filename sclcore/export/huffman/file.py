@@ -90,7 +90,7 @@ def open_huffman(path: Path | str) -> dict[str, Tensor | Matrix]:
     Raises as `load_huffman` does; what is wrong with a stream shows when it is read.
     """
     path = Path(path)
-    entries, _, sections = _open(path)
+    entries, _, sections = unpacked(_KIND, path, CodedEntry)
     found: dict[str, Tensor | Matrix] = {}
     for entry, own in zip(entries, sections, strict=True):
         try:
@@ -102,16 +102,8 @@ def open_huffman(path: Path | str) -> dict[str, Tensor | Matrix]:
 
 def read_huffman_header(path: Path) -> tuple[list[CodedEntry], dict[str, Any]]:
     """(entries, metadata) of a HAM or sHAM file; raises as `load_huffman` does."""
-    entries, metadata, _ = _open(path)
+    entries, metadata, _ = unpacked(_KIND, path, CodedEntry)
     return entries, metadata
-
-
-def _open(path: Path) -> tuple[list[CodedEntry], dict[str, Any], list[list[bytes]]]:
-    tensors, metadata, sections = unpacked(_KIND, path)
-    try:
-        return [CodedEntry(**tensor) for tensor in tensors], metadata, sections
-    except TypeError as error:
-        raise ExportError(f"{path.name} has a header that cannot be read: {error}") from error
 
 
 def _encode(name: str, tensor: Tensor, form: str) -> tuple[CodedEntry, list[bytes]]:

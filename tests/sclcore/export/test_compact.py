@@ -18,6 +18,7 @@ import sclcore.export.compact
 from sclcore.export import ExportError, load_compact, save_compact
 from sclcore.export.compact import Entry, read_header
 from sclcore.export.values import entropy_bits
+from tests.sclcore.export.damage import flip
 
 
 def sparse(shape: tuple[int, ...], density: float, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -179,21 +180,13 @@ def test_a_model_is_smaller_than_gzip_makes_it(tmp_path: Path) -> None:
     assert (tmp_path / "w.sclc").stat().st_size < 0.8 * gzipped
 
 
-def _flip(at: float) -> Callable[[bytes], bytes]:
-    def change(data: bytes) -> bytes:
-        index = int(at * (len(data) - 1))
-        return data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :]
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_flip(0.0), "is no compact file"),
+        (flip(0.0), "is no compact file"),
         (lambda data: data[:8] + b"\x02\x00" + data[10:], "has version 2; this program reads 1"),
-        (_flip(0.3), "its checksum does not match"),
-        (_flip(1.0), "its checksum does not match"),
+        (flip(0.3), "its checksum does not match"),
+        (flip(1.0), "its checksum does not match"),
         (lambda data: data[:-20], "its checksum does not match"),
         (lambda data: data[:5], "is no compact file"),
         (lambda data: b"", "is no compact file"),

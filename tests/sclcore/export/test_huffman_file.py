@@ -26,6 +26,7 @@ from sclcore.export import (
 )
 from sclcore.export.huffman import Ham, Sham
 from sclcore.export.huffman.file import CodedEntry, read_huffman_header
+from tests.sclcore.export.damage import flip
 from tests.sclcore.nets import few_values
 
 
@@ -122,21 +123,13 @@ def _tensor_by_the_book(tensor: dict[str, Any], sections: list[bytes]) -> bytes:
     return b"".join(dense)
 
 
-def _flip(at: float) -> Callable[[bytes], bytes]:
-    def change(data: bytes) -> bytes:
-        index = int(at * (len(data) - 1))
-        return data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :]
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_flip(0.0), "is no HAM or sHAM file"),
+        (flip(0.0), "is no HAM or sHAM file"),
         (lambda data: data[:8] + b"\x02\x00" + data[10:], "has version 2; this program reads 1"),
-        (_flip(0.3), "its checksum does not match"),
-        (_flip(1.0), "its checksum does not match"),
+        (flip(0.3), "its checksum does not match"),
+        (flip(1.0), "its checksum does not match"),
         (lambda data: data[:-20], "its checksum does not match"),
         (lambda data: data[:5], "is no HAM or sHAM file"),
         (lambda data: b"", "is no HAM or sHAM file"),
