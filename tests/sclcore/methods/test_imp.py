@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sclcore import Schedule, Scheduler, connection_groups
 from sclcore.driver.optimizer import Driver
 from sclcore.methods.imp import IMP
-from tests.sclcore.nets import Mixed, Mlp, mixed_batches, mlp, mlp_batches, mse_step
+from tests.sclcore.methods.resumed import assert_goes_on_bit_for_bit
+from tests.sclcore.nets import Mlp, mixed_batches, mlp, mlp_batches, mse_step
 
 SCHEDULE = Schedule(lr_warmup=0.2)
 WEIGHTS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-2}
@@ -147,20 +148,7 @@ def test_what_is_saved_goes_on_bit_for_bit(rewind: str, rule: str, cut: int) -> 
     options: dict[str, Any] = {"rewind": rewind, "rule": rule}
     options |= {"rewind_to": 0.2} if rewind == "weights" else {}
     batches = mixed_batches(torch.float32, 48)
-    torch.manual_seed(0)
-    whole = Mixed()
-    first, other = copy.deepcopy(whole), Mixed()
-    optimizer = driver(whole, **options)
-    train(whole, optimizer, batches)
-    interrupted = driver(first, **options)
-    train(first, interrupted, batches, range(cut))
-    resumed = driver(other, **options)
-    other.load_state_dict(first.state_dict())
-    resumed.load_state_dict(copy.deepcopy(interrupted.state_dict()))
-    train(other, resumed, batches, range(cut, 48))
-    for p, q in zip(whole.parameters(), other.parameters(), strict=True):
-        assert torch.equal(p, q)
-    assert optimizer.mask_hash() == resumed.mask_hash()
+    assert_goes_on_bit_for_bit(lambda m: driver(m, **options), train, batches, cut)
 
 
 def test_a_loop_that_only_steps_prunes_as_well() -> None:

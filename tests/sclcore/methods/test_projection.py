@@ -16,6 +16,7 @@ from sclcore import Schedule, Scheduler, connection_groups
 from sclcore.driver.optimizer import Driver
 from sclcore.driver.projections import BALLS
 from sclcore.methods.projection import Projection
+from tests.sclcore.methods.resumed import assert_goes_on_bit_for_bit
 from tests.sclcore.nets import Mixed, mixed_batches, mlp, mlp_batches, mse_step
 
 SCHEDULE = Schedule(lr_warmup=0.2)
@@ -195,20 +196,7 @@ def test_what_is_saved_goes_on_bit_for_bit(every: Any, rule: str, cut: int) -> N
     options: dict[str, Any] = {"every": every, "rule": rule}
     options |= {"restart": "initial"} if every == "once" else {}
     batches = mixed_batches(torch.float32, TOTAL)
-    torch.manual_seed(0)
-    whole = Mixed()
-    first, other = copy.deepcopy(whole), Mixed()
-    optimizer = driver(whole, **options)
-    train(whole, optimizer, batches)
-    interrupted = driver(first, **options)
-    train(first, interrupted, batches, range(cut))
-    resumed = driver(other, **options)
-    other.load_state_dict(first.state_dict())
-    resumed.load_state_dict(copy.deepcopy(interrupted.state_dict()))
-    train(other, resumed, batches, range(cut, TOTAL))
-    for p, q in zip(whole.parameters(), other.parameters(), strict=True):
-        assert torch.equal(p, q)
-    assert optimizer.mask_hash() == resumed.mask_hash()
+    optimizer = assert_goes_on_bit_for_bit(lambda m: driver(m, **options), train, batches, cut)
     live = sum(optimizer.live_connections().values())
     assert 0 < live < sum(optimizer.connection_sizes().values())
 
