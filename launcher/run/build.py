@@ -46,7 +46,7 @@ def build(
     if initial is not None:
         share(model)
     initial_hash = hash_weights(model) if initial is not None and world.is_main else None
-    optimizer = build_optimizer(recipe.method, recipe.optim, model, inputs.example)
+    optimizer = build_optimizer(inputs.method, recipe.optim, model, inputs.example)
     controller = controller_of(recipe, model, optimizer, inputs.example, inputs.total_steps)
     course = Course(
         recipe, optimizer, controller, inputs.total_steps, lam=lam, is_main=world.is_main

@@ -23,6 +23,7 @@ from launcher.recipe.recipe import Recipe, resume_difference
 from launcher.run.optimizer import build_optimizer
 from launcher.run.target import controller_of
 from launcher.run.unpacked import check_is_packed
+from sclcore.driver.method import Method
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Inputs:
     def total_steps(self) -> int:
         """Updates in the whole run."""
         return self.steps_per_epoch * self.recipe.optim.epochs
+
+    @property
+    def method(self) -> Method:
+        """The recipe's, with what follows from the length of the run."""
+        return self.recipe.method.for_run(self.recipe.schedule, self.total_steps)
 
     @property
     def example(self) -> Tensor:
@@ -120,7 +126,7 @@ def _check_model(inputs: Inputs) -> None:
     _check_smallest_images(recipe, manifest)
     micro_batch = inputs.plan(0).micro_batch_size
     check_training(model, recipe.model, image, micro_batch, len(manifest.classes))
-    optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
+    optimizer = build_optimizer(inputs.method, recipe.optim, model, image)
     controller_of(recipe, model, optimizer, image, inputs.total_steps)
     _check_room(recipe, sum(p.numel() for p in model.parameters()))
 
