@@ -30,7 +30,7 @@ from benchmarks.common import machine
 from benchmarks.front_compare import compared, means
 from benchmarks.front_lines import read
 from benchmarks.front_runs import Run, carry_out
-from benchmarks.front_tasks import DENSITIES, TASKS, densities_of, methods, recipe_for
+from benchmarks.front_tasks import DENSITIES, METHODS, TASKS, densities_of, recipe_for
 from launcher.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "figures" / "front"
@@ -63,8 +63,8 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument(
         "--methods",
         type=lambda text: text.split(","),
-        default=methods(),
-        help=f"with commas between them (default: {','.join(methods())})",
+        default=[*METHODS],
+        help=f"with commas between them (default: {','.join(METHODS)})",
     )
     parser.add_argument(
         "--densities",
@@ -86,10 +86,9 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help=f"of the CSV files (default: {FOLDER})")
     parser.add_argument("--quick", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
-    known = methods()
     for method in options.methods:
-        if method not in known:
-            parser.error(f"--methods: {method!r} is none of {', '.join(known)}")
+        if method not in METHODS:
+            parser.error(f"--methods: {method!r} is none of {', '.join(METHODS)}")
     for text in options.set:
         if text.partition(".")[0] not in options.methods or "=" not in text:
             parser.error(

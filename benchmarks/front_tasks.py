@@ -48,17 +48,19 @@ TASKS: dict[str, Task] = {
     ),
 }
 
-# Settings that a method has on all tasks and at all densities: docs/comparison.md says how each was
-# chosen. What is not here is the method's default.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "rigl": {"every": 20},
-    "str": {"s_init": -5},
+# What a method is called here, and its settings on all tasks and at all densities. What is not here
+# is the default; docs/comparison.md says how each was chosen.
+METHODS: dict[str, dict[str, Any]] = {
+    "scl": {"name": "scl"},
+    "dense": {"name": "dense"},
+    "magnitude": {"name": "magnitude"},
+    "rigl": {"name": "rigl", "every": 20},
+    "str": {"name": "str", "s_init": -5},
+    "feather": {"name": "feather"},
+    "st3": {"name": "feather", "power": 1, "theta": 1, "rescale": "true"},
+    "optg": {"name": "optg"},
+    "acdc": {"name": "acdc"},
 }
-
-
-def methods() -> list[str]:
-    """The methods that the front knows, in the order in which tables have them."""
-    return ["scl", "dense", "magnitude", "rigl", "str"]
 
 
 def densities_of(method: str, wanted: list[float]) -> list[float]:
@@ -71,7 +73,7 @@ def recipe_for(task: str, method: str, density: float, overrides: list[str]) -> 
 
     Raises UsageError where a setting is refused or the task has no knob for the density.
     """
-    settings = {"name": method, **SETTINGS.get(method, {}), **_sparsity(task, method, density)}
+    settings = METHODS[method] | _sparsity(task, method, density)
     written = [f"method.{key}={value}" for key, value in settings.items()]
     written += [text if _is_of_section(text) else f"method.{text}" for text in overrides]
     return load_recipe(TASKS[task].recipe, written)
@@ -86,7 +88,7 @@ def _sparsity(task: str, method: str, density: float) -> dict[str, Any]:
         return {}
     if method == "scl":
         return {"lam": "null", "target_density": density}
-    if "density" in find_method(method).model_fields:
+    if "density" in find_method(METHODS[method]["name"]).model_fields:
         return {"density": density}
     known = TASKS[task].knobs.get(method, {})
     if density not in known:
