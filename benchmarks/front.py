@@ -30,7 +30,14 @@ from benchmarks.common import machine
 from benchmarks.front_compare import compared, means
 from benchmarks.front_lines import read
 from benchmarks.front_runs import Run, carry_out
-from benchmarks.front_tasks import DENSITIES, METHODS, TASKS, densities_of, recipe_for
+from benchmarks.front_tasks import (
+    DENSITIES,
+    METHODS,
+    TASKS,
+    densities_of,
+    methods_of,
+    recipe_for,
+)
 from launcher.errors import UserError
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "figures" / "front"
@@ -44,10 +51,13 @@ def plan(options: argparse.Namespace) -> list[Run]:
     for text in options.set:
         method, _, rest = text.partition(".")
         overrides[method].append(rest)
+    for task in options.task:
+        # Refused here if it is not packed, and kept in memory.
+        TASKS[task].images(options.splits[0])
     runs = []
     for split in options.splits:
         for task in options.task:
-            for method in options.methods:
+            for method in options.methods or methods_of(task):
                 changed = overrides[method]
                 variant = options.name or " ".join(changed)
                 name = f"{method} {variant}" if changed else method
@@ -63,8 +73,9 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument(
         "--methods",
         type=lambda text: text.split(","),
-        default=[*METHODS],
-        help=f"with commas between them (default: {','.join(METHODS)})",
+        default=[],
+        help=f"with commas between them, of {','.join(METHODS)} (default: all that a task has "
+        "settings for)",
     )
     parser.add_argument(
         "--densities",
@@ -90,7 +101,8 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
         if method not in METHODS:
             parser.error(f"--methods: {method!r} is none of {', '.join(METHODS)}")
     for text in options.set:
-        if text.partition(".")[0] not in options.methods or "=" not in text:
+        method = text.partition(".")[0]
+        if method not in METHODS or method not in (options.methods or METHODS) or "=" not in text:
             parser.error(
                 f"--set {text}: write it as METHOD.KEY=VALUE, such as scl.mask_lr=0.002, with a "
                 "method of --methods"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.front_data import packed
 from benchmarks.front_training import Images
 from docs.figures.split_training import split
 from launcher.errors import UsageError
@@ -16,6 +17,8 @@ from sclcore.registry import find_method
 
 _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DENSITIES = (0.1, 0.05, 0.025, 0.01)
+# The dense network has none, and SCL is steered to it.
+_FREE = ("dense", "scl")
 # What an override such as scl.schedule.mask_lr=cosine reaches beside the method's own settings.
 _SECTIONS = ("schedule", "optim", "model", "init")
 
@@ -33,6 +36,11 @@ class Task:
     knobs: Mapping[str, Mapping[float, Mapping[str, Any]]]
 
 
+def _glyphs(recipe: str) -> Task:
+    path = _RECIPES / "glyphs" / recipe
+    return Task(path, lambda split: packed(path), {})
+
+
 TASKS: dict[str, Task] = {
     "digits": Task(
         _RECIPES / "compare_digits" / "digits.yaml",
@@ -46,6 +54,9 @@ TASKS: dict[str, Task] = {
             }
         },
     ),
+    "glyphs_lenet": _glyphs("lenet5.yaml"),
+    "glyphs_resnet": _glyphs("resnet20.yaml"),
+    "glyphs_vit": _glyphs("vit.yaml"),
 }
 
 # What a method is called here, and its settings on all tasks and at all densities. What is not here
@@ -61,6 +72,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "optg": {"name": "optg"},
     "acdc": {"name": "acdc"},
 }
+
+
+def methods_of(task: str) -> list[str]:
+    """The methods that a task has settings for."""
+    knows = TASKS[task].knobs
+    return [name for name in METHODS if name in knows or name in _FREE or _takes_density(name)]
+
+
+def _takes_density(method: str) -> bool:
+    return "density" in find_method(METHODS[method]["name"]).model_fields
 
 
 def densities_of(method: str, wanted: list[float]) -> list[float]:
@@ -88,7 +109,7 @@ def _sparsity(task: str, method: str, density: float) -> dict[str, Any]:
         return {}
     if method == "scl":
         return {"lam": "null", "target_density": density}
-    if "density" in find_method(METHODS[method]["name"]).model_fields:
+    if _takes_density(method):
         return {"density": density}
     known = TASKS[task].knobs.get(method, {})
     if density not in known:

@@ -7,15 +7,22 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.front_compare import compared, differences
+from benchmarks.front_data import packed
 from benchmarks.front_lines import Line, append, read
 from benchmarks.front_runs import Run, carry_out, make
-from benchmarks.front_tasks import TASKS, recipe_for
+from benchmarks.front_tasks import METHODS, TASKS, methods_of, recipe_for
 from benchmarks.front_training import train
+from data.errors import DataError
+from data.packing.pack import pack
+from data.sources.source import ArrayReader, Reader, Source
 from launcher.errors import UsageError
+from launcher.models import model_on_meta
+from launcher.run.optimizer import build_optimizer
 from tests.launcher.conftest import finish, launch
 
 LINE = Line("magnitude", 0.05, 3, 0.98, 0.1, 0.05, 4.2, "0123abcd", "9 81")
@@ -116,6 +123,50 @@ def test_a_run_that_has_its_line_is_not_made_again(
 def test_a_density_that_a_method_has_no_setting_for_is_refused() -> None:
     with pytest.raises(UsageError, match=r"str cannot be asked for .* 3 %: leave it out"):
         recipe_for("digits", "str", 0.03, [])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_method_of_a_task_fits_its_network(task: str) -> None:
+    classes, size = (10, 8) if task == "digits" else (62, None)
+    assert {"scl", "dense", "magnitude", "rigl", "feather", "st3", "optg", "acdc"} <= {
+        *methods_of(task)
+    }
+    for method in methods_of(task):
+        recipe = recipe_for(task, method, 0.025, [])
+        model, image = model_on_meta(
+            recipe.model,
+            num_classes=classes,
+            in_chans=1,
+            image_size=size or recipe.data.image_size,
+        )
+        optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
+        assert recipe.method.name == METHODS[method]["name"] and optimizer.param_groups
+
+
+def test_a_packed_set_is_what_the_recipe_sees(tmp_path: Path) -> None:
+    """Every image once, of half the size, standardised; val is held back."""
+    random = np.random.default_rng(0)
+    splits: dict[str, Reader] = {
+        name: ArrayReader(random.integers(0, 256, (count, 16, 16), np.uint8), np.arange(count) % 3)
+        for name, count in (("train", 30), ("val", 9))
+    }
+    pack(Source("made", "made", ["a", "b", "c"], splits), tmp_path / "set", progress=False)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"base: {TASKS['glyphs_resnet'].recipe}\n"
+        f"data: {{path: {tmp_path / 'set'}, image_size: 8, crop_padding: 1}}\n"
+    )
+    images = packed(recipe)
+    assert images.images.shape == (39, 1, 8, 8) and images.classes == 3
+    assert (len(images.train), len(images.held_back), images.margin) == (30, 9, 1)
+    assert images.labels[images.train].bincount().tolist() == [10, 10, 10]
+    assert images.labels[images.held_back].bincount().tolist() == [3, 3, 3]
+    # Its own mean, but for what shrinking does to noise at the borders.
+    assert abs(float(images.images[images.train].mean())) < 0.05
+    missing = tmp_path / "missing.yaml"
+    missing.write_text(f"base: {recipe}\ndata: {{path: {tmp_path / 'nowhere'}}}\n")
+    with pytest.raises(DataError, match="nowhere"):
+        packed(missing)
 
 
 @pytest.mark.long
