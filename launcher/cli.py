@@ -16,6 +16,7 @@ from launcher.terminal import forgive, say
 
 _EXAMPLES = """\
 examples:
+  scl init photographs             a recipe for one's own images, and what to type next
   scl pack digits --out runs/data/digits
   scl train --recipe recipes/digits_scl.yaml
   scl train --recipe recipes/digits_scl.yaml --set method.lam=0.2 --set run_dir=runs/lam0.2

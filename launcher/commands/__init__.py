@@ -12,6 +12,7 @@ Commands = argparse._SubParsersAction
 
 # Here, so that `scl --help` imports none of the modules.
 SUMMARIES = {
+    "init": "look at a folder of images and write a recipe for it",
     "train": "train a recipe, on as many ranks of this machine as asked",
     "sweep": "train many runs: settings × seeds of one or more recipes",
     "forecast": "predict the density that each λ would leave",
