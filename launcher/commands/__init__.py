@@ -18,6 +18,7 @@ SUMMARIES = {
     "forecast": "predict the density that each λ would leave",
     "retrain": "train the structure that a run found anew: its masks fixed, other weights",
     "eval": "evaluate the written model of a run",
+    "predict": "say which classes images are of, by the written model of a run",
     "report": "draw the pictures of a run, show its table; also while it is trained",
     "recipe": "list every key of a recipe with default and meaning",
     "compare": "compare runs: table, Pareto front, curves, layers",

@@ -58,12 +58,13 @@ def predict_run(
     recipe = load_recipe(run / "recipe.yaml")
     config = recipe.data if data is None else recipe.data.model_copy(update={"path": data})
     known = known_of(run, recipe)
-    network = _load(recipe, known, model or run, run)
+    network = load_network(recipe, known, model or run, run)
     samples = open_samples(config, known, split)
     return _predict(network, samples, known, run.resolve().name)
 
 
-def _load(recipe: Recipe, known: Known, weights: Path, run: Path) -> torch.nn.Module:
+def load_network(recipe: Recipe, known: Known, weights: Path, run: Path) -> torch.nn.Module:
+    """The network of a run with `weights`, in evaluation mode, where it computes."""
     network = create_model(
         recipe.model,
         num_classes=len(known.classes),

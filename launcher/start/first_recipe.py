@@ -55,7 +55,7 @@ def first_recipe(look: Look, file: Path, *, on_gpu: bool | None = None) -> str:
             *_data(look, choice, on_gpu),
             *_method(file, choice),
             *_optim(choice),
-            *_engine(on_gpu),
+            *_engine(choice, on_gpu),
         ]
     )
     # What is written must be a recipe: a mistake here is ours, and must not be found by the user.
@@ -84,7 +84,7 @@ def _choose(look: Look, on_gpu: bool) -> _Choice:
     # Eight updates an epoch at the least.
     batch = max(2, min(batch, 2 ** int(math.log2(max(2, look.train / 8)))))
     steps = look.train // batch
-    updates, least, most = (3000, 30, 100) if on_gpu else (1500, 20, 60)
+    updates, least, most = (3000, 30, 100) if on_gpu else (1500, 20, 40)
     epochs = min(most, max(least, -(-updates // steps)))
     learning = _FREEZE_MASKS_AT * epochs * steps
     return _Choice(
@@ -209,7 +209,7 @@ def _optim(choice: _Choice) -> list[str]:
     ]
 
 
-def _engine(on_gpu: bool) -> list[str]:
+def _engine(choice: _Choice, on_gpu: bool) -> list[str]:
     if on_gpu:
         return [
             "engine:",
@@ -217,9 +217,11 @@ def _engine(on_gpu: bool) -> list[str]:
             "  ranks: 1",
             "  precision: autocast",
         ]
+    # Threads that share out a few pixels wait for each other longer than they compute.
+    threads = 1 if choice.image_size <= _TINY else min(16, len(os.sched_getaffinity(0)))
     return [
         "engine:",
         "  ranks: 1",
         "  # CPU cores to compute on. With a GPU: threads: 1 and precision: autocast.",
-        f"  threads: {min(16, len(os.sched_getaffinity(0)))}",
+        f"  threads: {threads}",
     ]

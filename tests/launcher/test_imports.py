@@ -37,6 +37,8 @@ ALLOWED: dict[str, tuple[int, set[str]]] = {
     "scl doctor": (2, RECIPE),
     "scl doctor none": (2, RECIPE),
     "scl retrain none --weights new": (2, RECIPE),
+    "scl init none": (2, RECIPE),
+    "scl predict none image.png": (2, RECIPE),
     "scl eval none": (2, RECIPE),
     "scl report none": (2, RECIPE),
     "scl compare none": (2, RECIPE | {"rich.table"}),

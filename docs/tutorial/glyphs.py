@@ -1,6 +1,6 @@
 """Draws a set of images to learn from: letters and digits in class folders, in many fonts.
 
-    python docs/examples/glyphs.py glyphs
+    python docs/tutorial/glyphs.py glyphs
 
 writes glyphs/A/000.png and so on: 62 classes, grey, turned and shifted at random. The fonts are
 those that Matplotlib brings along, so that the same images come out everywhere.
@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
+CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 FAMILIES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral")
 
 
