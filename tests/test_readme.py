@@ -29,6 +29,8 @@ def commands(path: Path) -> list[list[str]]:
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     found = []
     for code in [*lines, *re.findall(r"`([^`\n]+)`", text)]:
+        # What is written to a file is a command of the shell.
+        code = code.partition(" > ")[0]
         words = shlex.split(code, comments=True) if re.match(r"(\.venv/bin/)?scl \w", code) else []
         if words:
             found.append(words[1:])

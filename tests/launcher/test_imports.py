@@ -27,6 +27,9 @@ ALLOWED: dict[str, tuple[int, set[str]]] = {
     "scl train --nothing": (2, set()),
     "scl checkpoint ls --nothing": (2, set()),
     "scl recipe": (0, RECIPE),
+    "scl recipe --yaml scl": (0, RECIPE),
+    "scl recipe --schema": (0, RECIPE),
+    "scl completion bash": (0, RECIPE),
     "scl train --recipe none.yaml": (2, RECIPE),
     f"scl train {DIGITS} --set method.lamb=1": (2, RECIPE),
     f"scl train {DIGITS} --ranks 0": (2, RECIPE),
@@ -89,7 +92,7 @@ def seen() -> dict[str, tuple[int, set[str]]]:
         text=True,
         cwd=ROOT,
         env=environment(),
-        timeout=120,
+        timeout=280,
     )
     assert ended.returncode == 0, ended.stderr
     lines = map(json.loads, ended.stdout.splitlines())
