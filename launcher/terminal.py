@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,41 @@ from typing import Any
 def say(text: str) -> None:
     """One line to stderr, at once: it must be there when the process is killed next."""
     print(text, file=sys.stderr, flush=True)
+
+
+class Waiting:
+    """While it is open, says now and then what is waited for, and for how long it has been.
+
+    To stderr, after 5 s and then ever more rarely; nothing if all is done sooner. It has a thread:
+    to be closed before the process forks.
+    """
+
+    def __init__(self, doing: str, hint: str = "") -> None:
+        self._doing, self._hint = doing, hint
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="waiting", daemon=True)
+
+    def __enter__(self) -> Waiting:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        for next_at in moments():
+            if self._closed.wait(max(0.0, began + next_at - time.monotonic())):
+                return
+            say(f"{self._doing}: {time.monotonic() - began:.0f} s so far{self._hint}")
+
+
+def moments() -> Iterator[float]:
+    """When to say that something still goes on, in seconds from its beginning."""
+    yield from (5.0, 10.0, 20.0, 40.0)
+    for minute in itertools.count(1):
+        yield 60.0 * minute
 
 
 def forgive() -> None:

@@ -46,7 +46,10 @@ class Course:
         if self._controller is not None:
             steering = progress.steering
             before = Steering(**steering) if steering is not None else self._controller.start
-            now = self._controller.steer(self._schedule.mask_travel(share), before)
+            travel = self._schedule.mask_travel(share)
+            # Of a run that was made longer, a smaller share lies behind than when it last acted.
+            before = dataclasses.replace(before, travel=min(before.travel, travel))
+            now = self._controller.steer(travel, before)
             progress.steering, lam = dataclasses.asdict(now), now.lam
         self._scheduler.set_progress(share, lam=lam)
         if self._controller is not None and self._has_just_frozen(progress.step):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,10 @@ from launcher.checkpoints.manifest import folders
 from launcher.errors import UsageError
 from launcher.models import check_training, model_on_meta
 from launcher.recipe.engine import accumulation_steps
+from launcher.recipe.kinds import written
 from launcher.recipe.model import CUT_FILE
-from launcher.recipe.recipe import Recipe, resume_difference
+from launcher.recipe.recipe import NOT_SET, Recipe, differences, resume_difference
+from launcher.run.continued import MAY_CHANGE
 from launcher.run.optimizer import build_optimizer
 from launcher.run.target import controller_of
 from launcher.run.unpacked import check_is_packed
@@ -169,22 +171,33 @@ def _check_smallest_images(recipe: Recipe, manifest: Manifest) -> None:
         )
 
 
-def find_start(recipe: Recipe, manifest: Manifest) -> Checkpoint | None:
+def find_start(
+    recipe: Recipe, manifest: Manifest, changing: Collection[str] = ()
+) -> Checkpoint | None:
     """The checkpoint a run continues from; None for a new run.
 
-    Raises UsageError when it belongs to another recipe or other data, CheckpointError when what
-    there is cannot be used.
+    It may have other values of the keys `changing`. Raises UsageError when it belongs to another
+    recipe or other data, CheckpointError when what there is cannot be used.
     """
     start = checkpoint.resolve(recipe.folder / "checkpoints", recipe.checkpoint.resume)
     if start is None:
+        if changing:
+            raise UsageError(
+                f"--continue-with: {recipe.folder} holds no run that could be continued; begin it "
+                "with --set"
+            )
         return None
-    difference = resume_difference(start.meta["recipe"], recipe)
-    if difference:
-        raise UsageError(
-            f"{start.path} belongs to another recipe: {difference}; take its recipe, or choose "
-            "another run_dir, to begin anew or, with init.weights="
-            f"{recipe.folder}, from its weights"
-        )
+    for key, ours, _ in differences(start.meta["recipe"], recipe):
+        if key not in changing:
+            on_purpose = ""
+            if key in MAY_CHANGE and ours != NOT_SET:
+                on_purpose = f"go on with this one by --continue-with {key}={written(ours)}, "
+            raise UsageError(
+                f"{start.path} belongs to another recipe: "
+                f"{resume_difference(start.meta['recipe'], recipe, changing)}; {on_purpose}take "
+                "its recipe, or choose another run_dir, to begin anew or, with init.weights="
+                f"{recipe.folder}, from its weights"
+            )
     _check_cut(recipe)
     if start.meta["data"] != manifest.fingerprint():
         raise UsageError(

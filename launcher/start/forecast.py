@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from launcher.cluster.world import find_world
 from launcher.errors import RunError, UsageError
+from launcher.folder.results import percent
 from launcher.recipe.recipe import Recipe
 from launcher.run.build import build
 from launcher.run.course import Course
@@ -20,6 +22,7 @@ from launcher.run.inputs import Inputs, open_inputs
 from launcher.run.learner import Learner
 from launcher.run.progress import Progress
 from launcher.run.step import train_step
+from launcher.terminal import moments, say
 from sclcore import SCL, layer_budgets, weight_uses
 from sclcore.methods.scl import SCLMethod
 from sclcore.scl.forecast import Moment, forecast
@@ -34,6 +37,13 @@ class Forecast:
     lam: float
     density: float
     macs: float
+
+
+def as_table(rows: Sequence[Forecast]) -> list[str]:
+    """A forecast for people, line by line."""
+    lines = [f"{'λ':>10}  {'density':>9}  {'MACs':>9}"]
+    lines += [f"{r.lam:>10.4g}  {percent(r.density):>9}  {percent(r.macs):>9}" for r in rows]
+    return lines
 
 
 def forecast_recipe(
@@ -85,6 +95,9 @@ class _Bar:
 
     def __init__(self, steps: int) -> None:
         self._bar = tqdm(total=steps, unit="step", leave=False, disable=not sys.stderr.isatty())
+        self._steps, self._began = steps, time.monotonic()
+        self._moments = moments()
+        self._next = next(self._moments)
 
     def before_step(self, step: int) -> None:
         pass
@@ -94,6 +107,9 @@ class _Bar:
 
     def after_step(self, step: int, *, grad_norm: float, data_wait: float) -> None:
         self._bar.update()
+        if self._bar.disable and (now := time.monotonic() - self._began) > self._next:
+            say(f"forecast: update {step:,} of {self._steps:,}, {now:.0f} s so far")
+            self._next = next(at for at in self._moments if at > now)
 
     def close(self) -> None:
         self._bar.close()
