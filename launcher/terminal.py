@@ -44,15 +44,35 @@ class Waiting:
         self._thread.join()
 
     def _run(self) -> None:
-        began = time.monotonic()
-        for next_at in moments():
-            if self._closed.wait(max(0.0, began + next_at - time.monotonic())):
-                return
-            say(f"{self._doing}: {time.monotonic() - began:.0f} s so far{self._hint}")
+        pace = Pace()
+        while not self._closed.wait(max(0.0, pace.next_at - pace.seconds)):
+            if pace.is_due():
+                say(f"{self._doing}: {pace.seconds:.0f} s so far{self._hint}")
+
+
+class Pace:
+    """When to say again that something still goes on: after 5 s, and then ever more rarely."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._moments = moments()
+        self.next_at = next(self._moments)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    def is_due(self) -> bool:
+        """Whether to say so now; once for each moment."""
+        if self.seconds < self.next_at:
+            return False
+        self.next_at = next(at for at in self._moments if at > self.seconds)
+        return True
 
 
 def moments() -> Iterator[float]:
-    """When to say that something still goes on, in seconds from its beginning."""
+    """In seconds from the beginning; from the first minute on, once a minute."""
     yield from (5.0, 10.0, 20.0, 40.0)
     for minute in itertools.count(1):
         yield 60.0 * minute

@@ -63,6 +63,7 @@ FLOORS = {
         "doctor",
         "start",
         "shrink",
+        "api",
         "commands",
         "cli",
         "train",

@@ -21,7 +21,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from launcher.cluster.world import World
 from launcher.errors import RunError, UsageError
-from launcher.terminal import Waiting, moments, say
+from launcher.terminal import Pace, Waiting, say
 
 _POLL_S = 0.02
 _SHOWN = 8
@@ -79,30 +79,28 @@ def _wait_for_all(world: World, store: PrefixStore, timeout: timedelta) -> None:
     if not world.is_main:
         return
     missing = [*range(1, world.world_size)]
-    began, limit = time.monotonic(), timeout.total_seconds()
-    moment = moments()
-    next_at = next(moment)
+    pace, limit = Pace(), timeout.total_seconds()
+    where = f"{world.master_addr}, port {world.master_port}"
     while missing:
         if store.check([f"here/{missing[0]}"]):
             del missing[0]
             continue
-        waited = time.monotonic() - began
-        if waited > min(next_at, limit):
+        is_over = pace.seconds > limit
+        if is_over or pace.is_due():
             missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
-            if not missing:
-                return
-            where = f"{world.master_addr}, port {world.master_port}"
-            if waited > limit:
-                raise RunError(
-                    f"not all {world.world_size} ranks came to {where}, within {limit:.0f} s: "
-                    f"{_ranks(missing)} did not start, or ended, and its output says why"
-                )
-            say(
-                f"waiting for {_ranks(missing)} of {world.world_size} at {where}: {waited:.0f} s "
-                f"so far, at most {limit:.0f} s (engine.timeout_s)"
+        elif missing:
+            time.sleep(_POLL_S)
+            continue
+        if missing and is_over:
+            raise RunError(
+                f"not all {world.world_size} ranks came to {where}, within {limit:.0f} s: "
+                f"{_ranks(missing)} did not start, or ended, and its output says why"
             )
-            next_at = next(moment)
-        time.sleep(_POLL_S)
+        if missing:
+            say(
+                f"waiting for {_ranks(missing)} of {world.world_size} at {where}: "
+                f"{pace.seconds:.0f} s so far, at most {limit:.0f} s (engine.timeout_s)"
+            )
 
 
 def _ranks(ranks: list[int]) -> str:

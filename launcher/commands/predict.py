@@ -36,6 +36,7 @@ def add(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
     from launcher.folder.needed import check_path, check_run
+    from launcher.terminal import Waiting, say
 
     # Before torch is imported, which takes seconds.
     check_run(options.run, "recipe.yaml", *(() if options.model else ("model.safetensors",)))
@@ -47,8 +48,9 @@ def _predict(options: argparse.Namespace) -> int:
         raise UsageError(f"--top is {options.top}; it must be at least 1")
 
     from data.files import atomic_write
-    from launcher.evaluation.classify import classify
-    from launcher.terminal import say
+
+    with Waiting("importing PyTorch"):
+        from launcher.evaluation.classify import classify
 
     result = classify(options.run, options.images, model=options.model)
     for row, path in enumerate(result.images):

@@ -22,6 +22,7 @@ from launcher.evaluation.predictions import load_network
 from launcher.evaluation.samples import READABLE, Known, known_of
 from launcher.folder.needed import check_run
 from launcher.recipe.load import load_recipe
+from launcher.terminal import Pace, say
 
 _BATCH = 64
 
@@ -73,7 +74,10 @@ def classify(run: Path, images: Sequence[Path], *, model: Path | None = None) ->
     shape = (recipe.data.image_size, recipe.data.image_size, known.image.channels)
     rows = np.full((len(files), len(known.classes)), np.nan)
     problems: dict[Path, str] = {}
+    pace = Pace()
     for begin in range(0, len(files), _BATCH):
+        if pace.is_due():
+            say(f"{begin:,} of {len(files):,} images, {pace.seconds:.0f} s so far")
         batch = torch.zeros(len(files[begin : begin + _BATCH]), *shape, dtype=torch.uint8)
         for place, path in enumerate(files[begin : begin + _BATCH]):
             if problem := _read(path, transform, known, batch[place]):

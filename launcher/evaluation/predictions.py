@@ -20,6 +20,7 @@ from launcher.models.cut import cut_in
 from launcher.models.weights import read_state
 from launcher.recipe.load import load_recipe
 from launcher.recipe.recipe import Recipe
+from launcher.terminal import Pace, say
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,11 @@ def _predict(network: torch.nn.Module, samples: Samples, known: Known, run: str)
         "sound": np.zeros(count, np.bool_),
     }
     seen = np.zeros(count, np.int64)
+    pace = Pace()
     for batch in samples.batches:
+        if pace.is_due():
+            done = f"{int((seen > 0).sum()):,} of {count:,} samples"
+            say(f"evaluating {run}: {done}, {pace.seconds:.0f} s so far")
         labels = batch["label"].to(device)
         logits = network(normalise(batch["image"].to(device), known.image)).double()
         ranked = logits.topk(min(5, logits.shape[1])).indices

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from launcher.run.inputs import Inputs, open_inputs
 from launcher.run.learner import Learner
 from launcher.run.progress import Progress
 from launcher.run.step import train_step
-from launcher.terminal import moments, say
+from launcher.terminal import Pace, say
 from sclcore import SCL, layer_budgets, weight_uses
 from sclcore.methods.scl import SCLMethod
 from sclcore.scl.forecast import Moment, forecast
@@ -95,9 +94,7 @@ class _Bar:
 
     def __init__(self, steps: int) -> None:
         self._bar = tqdm(total=steps, unit="step", leave=False, disable=not sys.stderr.isatty())
-        self._steps, self._began = steps, time.monotonic()
-        self._moments = moments()
-        self._next = next(self._moments)
+        self._steps, self._pace = steps, Pace()
 
     def before_step(self, step: int) -> None:
         pass
@@ -107,9 +104,9 @@ class _Bar:
 
     def after_step(self, step: int, *, grad_norm: float, data_wait: float) -> None:
         self._bar.update()
-        if self._bar.disable and (now := time.monotonic() - self._began) > self._next:
-            say(f"forecast: update {step:,} of {self._steps:,}, {now:.0f} s so far")
-            self._next = next(at for at in self._moments if at > now)
+        if self._bar.disable and self._pace.is_due():
+            seconds = self._pace.seconds
+            say(f"forecast: update {step:,} of {self._steps:,}, {seconds:.0f} s so far")
 
     def close(self) -> None:
         self._bar.close()

@@ -24,7 +24,7 @@ from launcher.folder.results import is_number, last_line, latest, read_run, rows
 from launcher.run.prepare import prepare
 from launcher.start.sweep import SweepRun
 from launcher.start.train import train
-from launcher.terminal import Waiting, moments, say
+from launcher.terminal import Pace, Waiting, say
 
 _POLL_S = 0.2
 _TAIL_LINES = 15
@@ -83,8 +83,7 @@ def run_all(standings: list[Standing], jobs: int) -> int:
         unit="epoch",
         disable=not sys.stderr.isatty(),
     )
-    began, moment = time.monotonic(), moments()
-    next_at = next(moment)
+    pace = Pace()
     with bar, _passing_signals(jobs_now):
         while jobs_now.advance():
             for run, code in jobs_now.pop_ended():
@@ -93,9 +92,8 @@ def run_all(standings: list[Standing], jobs: int) -> int:
             bar.set_description(f"{done}/{len(standings)} runs", refresh=False)
             bar.n = sum(_epochs_done(s.run) for s in standings)
             bar.refresh()
-            if bar.disable and time.monotonic() - began > next_at:
+            if bar.disable and pace.is_due():
                 say(f"{done}/{len(standings)} runs done; {_under_way(jobs_now)}")
-                next_at = next(at for at in moment if at > time.monotonic() - began)
             time.sleep(_POLL_S)
     if jobs_now.signal:
         say("stopped; the same command continues from there")

@@ -44,7 +44,7 @@ def test_nothing_is_said_of_what_is_done_soon(
         pass
     assert capsys.readouterr().err == ""
     # The same, as if 5 seconds were a blink.
-    monkeypatch.setattr(terminal, "moments", lambda: iter([0.0, 1e6]))
+    monkeypatch.setattr(terminal, "moments", lambda: iter([0.0, 1e6, 1e7]))
     with Waiting("blinking", ", at most a day") as waiting:
         waiting._closed.wait(0.5)
     assert capsys.readouterr().err == "blinking: 0 s so far, at most a day\n"
