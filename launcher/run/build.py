@@ -49,7 +49,13 @@ def build(
     optimizer = build_optimizer(recipe.method, recipe.optim, model, inputs.example)
     controller = controller_of(recipe, model, optimizer, inputs.example, inputs.total_steps)
     course = Course(
-        recipe, optimizer, controller, inputs.total_steps, lam=lam, is_main=world.is_main
+        recipe,
+        optimizer,
+        controller,
+        inputs.total_steps,
+        lam=lam,
+        shift=inputs.shift,
+        is_main=world.is_main,
     )
     names = parameter_names(model, optimizer)
     masks = first_masks(optimizer, recipe.init, initial) if initial is not None else {}

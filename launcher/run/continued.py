@@ -11,7 +11,7 @@ import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data.files import atomic_write
 from launcher.checkpoints.checkpoint import Checkpoint
@@ -22,13 +22,13 @@ from sclcore.methods.scl import SCLMethod
 from sclcore.schedule import Schedule
 
 MAY_CHANGE = (
-    *("optim.epochs", "optim.lr", "optim.momentum", "optim.weight_decay", "optim.clip_grad_norm"),
-    *("optim.label_smoothing", "method.lam", "method.target_density", "method.target_macs"),
-    *("method.mask_lr", "schedule.lr", "schedule.lr_warmup", "schedule.lr_floor"),
-    *("schedule.lr_milestones", "schedule.lr_gamma", "schedule.lam_warmup", "schedule.mask_lr"),
-    *("schedule.freeze_masks_at", "data.augment", "data.crop_scale", "data.crop_ratio"),
-    *("data.randaugment", "data.random_erasing", "data.hflip", "data.crop_padding"),
-    *("data.mixup", "data.cutmix"),
+    *("optim.epochs", "optim.global_batch_size", "optim.lr", "optim.momentum"),
+    *("optim.weight_decay", "optim.clip_grad_norm", "optim.label_smoothing", "method.lam"),
+    *("method.target_density", "method.target_macs", "method.mask_lr", "schedule.lr"),
+    *("schedule.lr_warmup", "schedule.lr_floor", "schedule.lr_milestones", "schedule.lr_gamma"),
+    *("schedule.lam_warmup", "schedule.mask_lr", "schedule.freeze_masks_at", "data.augment"),
+    *("data.crop_scale", "data.crop_ratio", "data.crop_padding", "data.randaugment"),
+    *("data.random_erasing", "data.hflip", "data.mixup", "data.cutmix"),
 )
 _OF_MASKS = ("method.lam", "method.target_density", "method.target_macs", "method.mask_lr")
 _FREEZE = "schedule.freeze_masks_at"
@@ -37,15 +37,18 @@ RECORD = "continued.jsonl"
 _RESULTS = ("summary.json", "summary.png", "masks.png", "model.safetensors", "layers.csv")
 
 
+class Places(Protocol):
+    """What is needed of the inputs of a run."""
+
+    @property
+    def total_steps(self) -> int: ...
+
+    def place(self, step: int) -> int: ...
+
+
 def check_keys(keys: Sequence[str]) -> None:
     """Raises UsageError for a key that makes another run, and so cannot be changed in one."""
     for key in keys:
-        if key == "optim.global_batch_size":
-            raise UsageError(
-                "--continue-with optim.global_batch_size: updates and epochs are counted in "
-                "batches, so another size is another run: begin it from these weights, with "
-                "--set init.weights=RUN --set run_dir=…"
-            )
         if key not in MAY_CHANGE:
             raise UsageError(
                 f"--continue-with {key}: that makes another run; what may change in one is "
@@ -53,25 +56,44 @@ def check_keys(keys: Sequence[str]) -> None:
             )
 
 
-def continued(
-    recipe: Recipe, start: Checkpoint, keys: Sequence[str], steps_per_epoch: int
-) -> Recipe:
+def shift_of(start: Checkpoint, steps_per_epoch: int) -> int:
+    """`Inputs.shift` of the run that goes on from `start` with `steps_per_epoch`.
+
+    Raises UsageError where epochs have another length from here on, and `start` is within one.
+    """
+    shift, before = int(start.meta["progress"].get("shift", 0)), start.meta["steps_per_epoch"]
+    epochs, within = divmod(start.step - shift, before)
+    if steps_per_epoch == before:
+        return shift
+    if within or start.meta["progress"]["epochs"] != epochs:
+        raise UsageError(
+            f"--continue-with optim.global_batch_size: {start.path} is within an epoch, and the "
+            "batch may change between two: train on to the end of this one (the same command "
+            "without the change), or name a checkpoint at the end of one with "
+            "--set checkpoint.resume=…"
+        )
+    return start.step - epochs * steps_per_epoch
+
+
+def continued(recipe: Recipe, start: Checkpoint, keys: Sequence[str], places: Places) -> Recipe:
     """`recipe` as the run of checkpoint `start` goes on with it, where `keys` may differ.
 
-    Raises UsageError where they could not have the effect that is asked for.
+    `places` are its inputs. Raises UsageError where the keys could not have the effect that is
+    asked for.
     """
     saved = start.meta["recipe"]
     before = Schedule.model_validate(saved["schedule"])
-    total_before = steps_per_epoch * saved["optim"]["epochs"]
-    total = steps_per_epoch * recipe.optim.epochs
-    method = recipe.method
-    if total < start.step:
+    epochs_before, epochs = saved["optim"]["epochs"], recipe.optim.epochs
+    method, total = recipe.method, places.total_steps
+    # Of all epochs, so many lie behind.
+    done = places.place(start.step) / total * epochs
+    if done > epochs:
         raise UsageError(
-            f"--continue-with optim.epochs={recipe.optim.epochs}: {start.path} has "
-            f"{start.step / steps_per_epoch:.3g} epochs behind it already"
+            f"--continue-with optim.epochs={epochs}: {start.path} has {done:.3g} epochs behind it "
+            "already"
         )
     if not isinstance(method, SCLMethod):
-        if "optim.epochs" in keys and method.name != "dense" and total != total_before:
+        if method.name != "dense" and epochs != epochs_before:
             raise UsageError(
                 f"--continue-with optim.epochs: method {method.name} follows a schedule over the "
                 "whole run, which would begin to undo what it did: train its structure on with "
@@ -79,9 +101,11 @@ def continued(
             )
         return recipe
     of_masks = [key for key in keys if key in _OF_MASKS]
-    if before.masks_are_final(start.step / total_before) and not {*of_masks, _FREEZE} & {*keys}:
-        # The update at which they froze, as a share of the new length.
-        share = before.freeze_masks_at * total_before / total
+    if before.masks_are_final(done / epochs_before) and not {*of_masks, _FREEZE} & {*keys}:
+        # Where they froze, as a share of the new length.
+        share = before.freeze_masks_at
+        if epochs != epochs_before:
+            share *= epochs_before / epochs
         schedule = recipe.schedule.model_copy(update={"freeze_masks_at": share})
         return recipe.model_copy(update={"schedule": schedule})
     changed = {key: (ours, theirs) for key, ours, theirs in differences(saved, recipe)}
@@ -92,12 +116,12 @@ def continued(
             f"there; say which it shall be: --continue-with {_FREEZE}={ours}"
         )
     idle = [key for key in of_masks if key in changed]
-    if idle and recipe.schedule.masks_are_final(start.step / total):
-        at = recipe.schedule.freeze_masks_at * total
+    if idle and recipe.schedule.masks_are_final(done / epochs):
+        at = recipe.schedule.freeze_masks_at * epochs
         raise UsageError(
-            f"--continue-with {idle[0]}: masks are final from update {at:,.0f} on and the run is "
-            f"at {start.step:,}, so nothing would change: add {_FREEZE}=… (a share of all "
-            f"{total:,} updates), or more optim.epochs"
+            f"--continue-with {idle[0]}: masks are final from epoch {at:.3g} on and the run has "
+            f"{done:.3g} behind it, so nothing would change: add {_FREEZE}=… (a share of all "
+            f"{epochs} epochs), or more optim.epochs"
         )
     return recipe
 

@@ -19,7 +19,8 @@ _MISSED = 0.1
 class Course:
     """Sets the learning rates and λ of each update by the schedule; a target steers λ.
 
-    `lam` replaces the recipe's λ. `is_main`: this rank prints what the user should know.
+    `lam` replaces the recipe's λ. `shift` is that of the inputs. `is_main`: this rank prints what
+    the user should know.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class Course:
         total_steps: int,
         *,
         lam: float | None = None,
+        shift: int = 0,
         is_main: bool = True,
     ) -> None:
-        self.total_steps = total_steps
+        self.total_steps, self._shift = total_steps, shift
         self._recipe, self._schedule = recipe, recipe.schedule
         self._scheduler = Scheduler(optimizer, recipe.schedule)
         self._controller = controller
@@ -41,7 +43,7 @@ class Course:
 
     def set(self, progress: Progress) -> None:
         """Set everything for the next update. Collective where λ is steered."""
-        share = progress.step / self.total_steps
+        share = self._share(progress.step)
         lam = self._lam
         if self._controller is not None:
             steering = progress.steering
@@ -57,10 +59,15 @@ class Course:
 
     def masks_are_final(self, step: int) -> bool:
         """Whether the network after update `step` has the connections it will end with."""
-        return self._recipe.method.masks_are_final(self._schedule, step, self.total_steps)
+        place = step - self._shift
+        return self._recipe.method.masks_are_final(self._schedule, place, self.total_steps)
+
+    def _share(self, step: int) -> float:
+        """How much of the run lies behind, 0 to 1."""
+        return (step - self._shift) / self.total_steps
 
     def _has_just_frozen(self, step: int) -> bool:
-        now, before = (s / self.total_steps for s in (step, step - 1))
+        now, before = self._share(step), self._share(step - 1)
         return self._schedule.masks_are_final(now) and not self._schedule.masks_are_final(before)
 
     def _warn_if_missed(self, controller: TargetController) -> None:

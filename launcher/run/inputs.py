@@ -36,6 +36,9 @@ class Inputs:
     val: ShardDataset
     world_size: int
     accumulation: int
+    shift: int = 0
+    """Of a run whose batch was changed between two epochs: the updates that it has made up to then,
+    less those that as many epochs have at the present size. Place = update - shift."""
 
     @property
     def manifest(self) -> Manifest:
@@ -48,8 +51,16 @@ class Inputs:
 
     @property
     def total_steps(self) -> int:
-        """Updates in the whole run."""
+        """Updates in the whole run, had it this batch size from the beginning: places."""
         return self.steps_per_epoch * self.recipe.optim.epochs
+
+    def place(self, step: int) -> int:
+        """Update `step` as one of `total_steps`; position in every schedule follows from it."""
+        return step - self.shift
+
+    def epoch_at(self, step: int) -> float:
+        """The epochs that lie behind after `step` updates."""
+        return self.place(step) / self.steps_per_epoch
 
     @property
     def example(self) -> Tensor:
@@ -70,7 +81,7 @@ class Inputs:
 
     def batches(self, rank: int, step: int) -> Iterator[dict[str, Tensor]]:
         """The micro-batches of `rank` from update `step` to the end of the run."""
-        epoch, start_step = divmod(step, self.steps_per_epoch)
+        epoch, start_step = divmod(self.place(step), self.steps_per_epoch)
         return train_stream(
             self.train,
             self.plan(rank),

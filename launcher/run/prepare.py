@@ -9,7 +9,7 @@ from launcher.checkpoints.checkpoint import Checkpoint
 from launcher.folder.lock import check_writable
 from launcher.folder.results import is_finished
 from launcher.recipe.recipe import Recipe
-from launcher.run.continued import check_keys, continued
+from launcher.run.continued import check_keys, continued, shift_of
 from launcher.run.initial import Initial, read_initial
 from launcher.run.inputs import Inputs, find_start, open_inputs
 
@@ -25,8 +25,9 @@ class Prepared:
     @property
     def is_finished(self) -> bool:
         """Whether every update is made and the results are written."""
-        done = self.start is not None and self.start.step >= self.inputs.total_steps
-        return done and is_finished(self.inputs.recipe.folder)
+        if self.start is None or self.inputs.place(self.start.step) < self.inputs.total_steps:
+            return False
+        return is_finished(self.inputs.recipe.folder)
 
 
 def prepare(
@@ -45,9 +46,11 @@ def prepare(
         # Where masks froze in the run so far, which may be another share of the longer one.
         hidden = (*changing, "schedule.freeze_masks_at") if changing else ()
         start = find_start(recipe, inputs.manifest, hidden)
-    if changing and start is not None:
-        recipe = continued(recipe, start, changing, inputs.steps_per_epoch)
-        inputs = replace(inputs, recipe=recipe)
+    if start is not None:
+        inputs = replace(inputs, shift=shift_of(start, inputs.steps_per_epoch))
+        if changing:
+            recipe = continued(recipe, start, changing, inputs)
+            inputs = replace(inputs, recipe=recipe)
     initial = Initial()
     if is_main and start is None:
         initial = read_initial(recipe, inputs.manifest)

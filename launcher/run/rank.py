@@ -80,8 +80,9 @@ def _train(prepared: Prepared, world: World) -> int:
     try:
         folder_lock = lock(recipe.folder) if world.is_main else None
         with process_group(world, recipe.engine) as device:
-            start, recipe = from_main((prepared.start, recipe))
-            prepared = replace(prepared, inputs=replace(prepared.inputs, recipe=recipe))
+            start, recipe, shift = from_main((prepared.start, recipe, prepared.inputs.shift))
+            inputs = replace(prepared.inputs, recipe=recipe, shift=shift)
+            prepared = replace(prepared, inputs=inputs)
             if world.is_main:
                 for line in begin(recipe, start) if start is not None else ():
                     say(line)

@@ -95,8 +95,8 @@ def test_the_notebook_is_executed(tmp_path: Path) -> None:
     NotebookClient(notebook, timeout=280, resources={"metadata": {"path": tmp_path}}).execute()
     outputs = json.dumps([cell.get("outputs") for cell in notebook.cells])
     assert "notebook_dense" in outputs
-    assert re.search(r"density 100\.0% at epoch 0\.5, (19|20)\.\d% at epoch 10\.0", outputs), (
-        outputs
-    )
+    pattern = r"density ([\d.]+)% at epoch 0\.5, ([\d.]+)% at epoch 10\.0"
+    [(first, last)] = re.findall(pattern, outputs)
+    assert float(first) > 95 and 17 < float(last) < 23, "steered to 20 %"
     live, said = re.findall(r"\((\d+), (\d+)\)", outputs)[-1]
     assert live == said and int(live) < 0.25 * 14_000
