@@ -100,7 +100,7 @@ def test_every_recipe_of_the_house_is_valid(path: Path) -> None:
         ("data.progressive=64", "should be a mapping of keys to values or null, not 64"),
         ("optim.batch_size=3", "did you mean 'global_batch_size'?"),
         ("sparsity=0.9", "unknown key 'sparsity'; did you mean 'method.target_density'?"),
-        ("method={name: magnitude}", "the key 'method.density' is missing; write density: 0.1"),
+        ("method={name: rigl}", "the key 'method.density' is missing; write density: 0.1"),
         ("method", "--set method: write it as key.sub=value"),
         ("a..b=1", "--set a..b=1: write it as key.sub=value"),
         ("a.b=[1", "the value is not valid YAML"),
