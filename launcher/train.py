@@ -21,7 +21,12 @@ if __name__ == "__main__" and not __package__:
     # Started as a file: the packages of the repository are beside this one.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launcher.arguments import add_recipe_options, spelled_out
+from launcher.arguments import (
+    add_continue_with,
+    add_recipe_options,
+    changing,
+    spelled_out,
+)
 from launcher.terminal import forgive, say
 
 
@@ -33,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="launcher/train.py", description="One rank of a training run; see also `scl train`."
     )
     add_recipe_options(parser)
+    add_continue_with(parser)
     # DeepSpeed's launcher adds it; the environment, which it sets too, says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args([*spelled_out(sys.argv[1:] if arguments is None else arguments)])
@@ -51,9 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     return run_rank(
         world,
         lambda: prepare(
-            load_recipe(options.recipe, options.overrides),
+            load_recipe(options.recipe, [*options.overrides, *options.continue_with]),
             world.world_size,
             is_main=world.is_main,
+            changing=changing(options),
         ),
     )
 

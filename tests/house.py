@@ -65,6 +65,7 @@ FLOORS = {
         "doctor",
         "start",
         "shrink",
+        "api",
         "commands",
         "cli",
         "train",

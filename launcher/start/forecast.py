@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from launcher.cluster.world import find_world
 from launcher.errors import RunError, UsageError
+from launcher.folder.results import percent
 from launcher.recipe.recipe import Recipe
 from launcher.run.build import build
 from launcher.run.course import Course
@@ -21,6 +22,7 @@ from launcher.run.inputs import Inputs, open_inputs
 from launcher.run.learner import Learner
 from launcher.run.progress import Progress
 from launcher.run.step import train_step
+from launcher.terminal import Pace, say
 from sclcore import SCL, layer_budgets, weight_uses
 from sclcore.methods.scl import SCLMethod
 
@@ -35,6 +37,13 @@ class Forecast:
     lam: float
     density: float
     macs: float
+
+
+def as_table(rows: Sequence[Forecast]) -> list[str]:
+    """A forecast for people, line by line."""
+    lines = [f"{'λ':>10}  {'density':>9}  {'MACs':>9}"]
+    lines += [f"{r.lam:>10.4g}  {percent(r.density):>9}  {percent(r.macs):>9}" for r in rows]
+    return lines
 
 
 def forecast_recipe(
@@ -102,6 +111,7 @@ class _Bar:
 
     def __init__(self, steps: int) -> None:
         self._bar = tqdm(total=steps, unit="step", leave=False, disable=not sys.stderr.isatty())
+        self._steps, self._pace = steps, Pace()
 
     def before_step(self, step: int) -> None:
         pass
@@ -111,6 +121,9 @@ class _Bar:
 
     def after_step(self, step: int, *, grad_norm: float, data_wait: float) -> None:
         self._bar.update()
+        if self._bar.disable and self._pace.is_due():
+            seconds = self._pace.seconds
+            say(f"forecast: update {step:,} of {self._steps:,}, {seconds:.0f} s so far")
 
     def close(self) -> None:
         self._bar.close()
