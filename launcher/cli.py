@@ -74,7 +74,7 @@ def parser(asked: str | None = None) -> Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, summary in SUMMARIES.items():
         if asked in (None, name):
-            import_module(f"launcher.commands.{name}").add(commands)
+            import_module(f"{__package__}.commands.{name}").add(commands)
         else:
             commands.add_parser(name, help=summary)
     return parser

@@ -18,8 +18,12 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
-    # Started as a file: the packages of the repository are beside this one.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    # Started as a file: where its package lies comes first on the path, in place of its folder,
+    # whose files are no modules.
+    root = Path(__file__).resolve().parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    sys.path[0] = str(root)
 
 from launcher.arguments import add_recipe_options, spelled_out
 from launcher.terminal import forgive, say

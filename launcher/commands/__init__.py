@@ -25,6 +25,7 @@ SUMMARIES = {
     "shrink": "make a trained network smaller: fewer features, or a latency to keep",
     "bench": "measure how long a model takes on this machine",
     "pack": "pack images into WebDataset shards with a manifest",
+    "slurm": "write the scripts that sbatch takes into this folder",
     "doctor": "check shards: manifest, index, checksums, every image",
 }
 
