@@ -1,4 +1,4 @@
-"""SCL installed from a wheel, in an environment of its own, beside a project with the same names."""
+"""SCL from a wheel, in an environment of its own, beside a project with folders of its names."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(folder: Path, *what: str) -> Path:
     venv.create(folder)
     python = folder / "bin" / "python"
-    pip = [*PIP, "--python", str(python), "install", *OFFLINE]
-    subprocess.run([*pip, *what], check=True, timeout=120)
     # The packages below these folders, but not what their own .pth files add: SCL as editable.
     [site] = folder.glob("lib/python*/site-packages")
     around = [path for path in sys.path if Path(path).name == "site-packages"]
     (site / "around.pth").write_text("\n".join(around))
+    pip = [*PIP, "--python", str(python), "install", *OFFLINE, "--ignore-installed"]
+    subprocess.run([*pip, *what], check=True, timeout=120)
     return python
 
 

@@ -10,10 +10,10 @@ from launcher.commands import SUMMARIES, Commands, add_command
 _MORE = """\
 They go into ./slurm, to be submitted from this folder, by which they know each other; account,
 partition and times are yours to set, in the scripts or as options of sbatch (docs/cluster.md). What
-is there already is kept. In a checkout they are there.
+is there already is kept. In a checkout they are there. Then: sbatch slurm/resnet50_scl.sh
 
 example:
-  scl slurm && sbatch slurm/resnet50_scl.sh"""
+  scl slurm"""
 
 
 def add(commands: Commands) -> None:
