@@ -39,11 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     add_recipe_options(parser)
     # DeepSpeed's launcher adds it; the environment, which it sets too, says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args([*spelled_out(sys.argv[1:] if arguments is None else arguments)])
+    words = spelled_out(sys.argv[1:] if arguments is None else arguments, top_level=True)
+    options = parser.parse_args([*words])
 
     from launcher.cluster.world import find_world
     from launcher.errors import UserError
     from launcher.recipe.load import load_recipe
+    from launcher.recipe.trial import as_trial
     from launcher.run.prepare import prepare
     from launcher.run.rank import run_rank
 
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run_rank(
         world,
         lambda: prepare(
-            load_recipe(options.recipe, options.overrides),
+            as_trial(load_recipe(options.recipe, options.overrides)),
             world.world_size,
             is_main=world.is_main,
         ),

@@ -28,10 +28,11 @@ def add(commands: Commands) -> None:
 def _train(options: argparse.Namespace) -> int:
     from launcher.cluster.world import find_world
     from launcher.recipe.load import load_recipe
+    from launcher.recipe.trial import as_trial
     from launcher.terminal import say
 
     ranks = [] if options.ranks is None else [f"engine.ranks={options.ranks}"]
-    recipe = load_recipe(options.recipe, [*options.overrides, *ranks])
+    recipe = as_trial(load_recipe(options.recipe, [*options.overrides, *ranks]))
     if find_world().is_main:
         say(f"{recipe.name}: checking the data and the model")
 

@@ -10,6 +10,7 @@ from launcher.folder.results import is_finished
 from launcher.recipe.recipe import Recipe
 from launcher.run.initial import Initial, read_initial
 from launcher.run.inputs import Inputs, find_start, open_inputs
+from launcher.tracking.tensorboard_run import check_tensorboard
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ def prepare(recipe: Recipe, world_size: int, *, is_main: bool = True) -> Prepare
     Only rank 0 (`is_main`) reads the checkpoint and the weights; it gives them to the others.
     Raises UsageError, DataError or CheckpointError with one sentence.
     """
+    if is_main:
+        check_tensorboard(recipe.tracking)
     inputs = open_inputs(recipe, world_size)
     start = find_start(recipe, inputs.manifest) if is_main else None
     initial = Initial()
