@@ -30,6 +30,7 @@ FLOORS = {
     ],
     "sclcore": [
         "lazy",
+        "choice",
         "schedule",
         "sharing",
         "optim",

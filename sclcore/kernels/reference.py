@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sclcore.choice import best_of_blocks
 from sclcore.kernels.options import Options
 from sclcore.kernels.proxies import get_proxy, unit_step
 from sclcore.layout.piece import Piece
@@ -57,11 +58,8 @@ def chosen(piece: Piece, blocks: Mapping[int, Tensor] = NO_CUTS.blocks) -> Tenso
         rows = rows.clone()
     for number, values in blocks.items():
         rows[number - first] = values
-    # A stable order decides between equals: by position, alike on every rank.
-    order = rows.argsort(dim=1, descending=True, stable=True)
-    best = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, :n], True)
     head = piece.start % m
-    return best.view(-1)[head : head + piece.length]
+    return best_of_blocks(rows, n).view(-1)[head : head + piece.length]
 
 
 def raw_gradient(piece: Piece, grad: Tensor, options: Options) -> Tensor:
