@@ -69,7 +69,7 @@ def save_program(model: nn.Module, path: Path, example: Tensor) -> Compared:
             inner.replace(temporary)
         finally:
             inner.unlink(missing_ok=True)
-        difference, scale = _compare(model, loaded.module(), example, path.name)
+        difference, scale = compare_outputs(model, loaded.module(), example, path.name)
         tensors = loaded.state_dict.values()
         live = sum(_live(v.shape, int(torch.count_nonzero(v))) for v in tensors)
         if live != (expected := _live_of_model(model)):
@@ -112,7 +112,7 @@ def save_onnx(model: nn.Module, path: Path, example: Tensor, opset: int = OPSET)
         versions = {entry.domain: entry.version for entry in written.opset_import}
         if versions.get("") != opset:
             raise ExportError(f"{path.name} has opset {versions.get('')} instead of {opset}")
-        difference, scale = _compare(model, onnx_session(temporary, 1), example, path.name)
+        difference, scale = compare_outputs(model, onnx_session(temporary, 1), example, path.name)
         # Fewer there may be: batch norm is folded into the convolution, and its factor can be 0.
         live, most = _live_of_onnx(written), _live_of_model(model)
         if live > most:
@@ -140,7 +140,7 @@ def onnx_session(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
 
 def same_outputs(one: nn.Module, other: nn.Module, example: Tensor, what: str) -> float:
     """The largest difference of the outputs of two models; ExportError beyond the tolerance."""
-    return _compare(one, other, example, what)[0]
+    return compare_outputs(one, other, example, what)[0]
 
 
 def _with_named_batch(written: Any) -> Any:
@@ -155,7 +155,7 @@ def _with_named_batch(written: Any) -> Any:
     return written
 
 
-def _compare(
+def compare_outputs(
     model: nn.Module, other: Callable[[Tensor], Tensor], example: Tensor, what: str
 ) -> tuple[float, float]:
     """(largest difference, largest output) over a batch like `example` and one of another size.
