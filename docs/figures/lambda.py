@@ -118,10 +118,12 @@ def main() -> None:
         xscale="log", yscale="log", xlabel="target_density", ylabel="density before the choice"
     )
     right.set_title("A target, before what is too much goes", fontsize=10)
-    right.xaxis.set_ticks(TARGETS, [f"{target:.0%}" for target in TARGETS])
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_ticks(TARGETS, [f"{target:.0%}" for target in TARGETS])
+        axis.set_minor_locator(NullLocator())
+    left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    left.xaxis.set_minor_locator(NullLocator())
     for axes in (left, right):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(frameon=False, fontsize=8, loc="lower left" if axes is left else "upper left")
         axes.grid(alpha=0.3)
     figure.savefig(Path(__file__).with_name("lambda.png"), dpi=150)
