@@ -15,6 +15,7 @@ import yaml
 
 from launcher.cluster.accelerator import accelerator
 from launcher.recipe.load import build_recipe
+from launcher.recipe.schema import SCHEMA_NAME
 from launcher.recipe.yaml import Loader
 from launcher.start.look import Look
 
@@ -119,7 +120,12 @@ def _rounded(value: float) -> float:
 def _head(look: Look, file: Path) -> list[str]:
     sizes = f"{look.side}×{look.longer}" if look.side != look.longer else f"{look.side}×{look.side}"
     colour = "grey" if look.channels == 1 else "coloured"
+    schema = Path("recipes") / SCHEMA_NAME
+    known = (
+        [f"# yaml-language-server: $schema={schema}"] if (file.parent / schema).is_file() else []
+    )
     return [
+        *known,
         f"# {look.classes:,} classes, {look.train:,} images to train on and {look.val:,} to "
         "measure on;",
         f"# {colour}, {sizes} pixels in the middle.",

@@ -67,6 +67,12 @@ def test_of_shards(here: Path) -> None:
     assert [command.split()[1] for command in commands] == ["train", "train", "compare"]
     recipe = build_recipe(yaml.safe_load(first_recipe(look, Path("r.yaml"))), (), "r.yaml")
     assert open_inputs(recipe, 1).total_steps >= 60
+    # Beside the recipes of a checkout, editors know the keys.
+    assert "yaml-language-server" not in first_recipe(look, here / "r.yaml")
+    (here / "recipes").mkdir()
+    (here / "recipes" / "schema.json").touch()
+    line = first_recipe(look, here / "r.yaml").splitlines()[0]
+    assert line == "# yaml-language-server: $schema=recipes/schema.json"
 
 
 @pytest.mark.parametrize(
