@@ -72,7 +72,7 @@ def train(
         file = Path(folder) / "recipe.yaml"
         # JSON is YAML.
         file.write_text(json.dumps(resolved.as_dict()), encoding="utf-8")
-        command = [sys.executable, "-m", "launcher.cli", "train", "--recipe", str(file)]
+        command = [sys.executable, "-m", f"{__package__}.cli", "train", "--recipe", str(file)]
         if continue_with:
             command += ["--continue-with", *_overrides(continue_with)]
         _run(command, resolved, Path(folder) / "train.log", progress=progress)

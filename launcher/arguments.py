@@ -9,17 +9,19 @@ from pathlib import Path
 
 _SETTING = re.compile(r"[a-z_][a-z0-9_]*(\.[A-Za-z0-9_]+)*=")
 _AS_OPTION = re.compile(r"--(?=[a-z_][a-z0-9_]*(\.[A-Za-z0-9_]+)+=)")
+_TOP_LEVEL = re.compile(r"--(?=(name|run_dir|seed)=)")
 
 
-def spelled_out(arguments: Iterable[str]) -> Iterator[str]:
+def spelled_out(arguments: Iterable[str], *, top_level: bool = False) -> Iterator[str]:
     """`arguments` with one `--set` for each setting.
 
     Other programs write several behind one (`--set a=1 b=2`), or a key as an option
-    (`--method.lam=0.2`), as W&B's agent does.
+    (`--method.lam=0.2`), as W&B's agent does. `top_level`: a key without a dot (`--seed=1`) too,
+    for commands that have no such option themselves.
     """
     before = ""
     for word in arguments:
-        if option := _AS_OPTION.match(word):
+        if option := _AS_OPTION.match(word) or (top_level and _TOP_LEVEL.match(word)):
             yield from ("--set", word[option.end() :])
             before = "setting"
         elif before == "--set":

@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     asked = next((word for word in arguments if word in SUMMARIES), "")
-    options = parser(asked).parse_args([*spelled_out(arguments)])
+    words = spelled_out(arguments, top_level=asked == "train")
+    options = parser(asked).parse_args([*words])
     from launcher.errors import UserError
 
     try:

@@ -15,12 +15,27 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+# Where these are set, output ends up in a log file, even if it looks like a terminal.
+_BATCH_VARIABLES = ("SLURM_JOB_ID", "CI")
+_CLEAR_LINE = "\r\x1b[K"
 
 
 def say(text: str) -> None:
-    """One line to stderr, at once: it must be there when the process is killed next."""
-    print(text, file=sys.stderr, flush=True)
+    """One line to stderr, at once: it must be there when the process is killed next.
+
+    On a terminal it takes the place of a progress bar, whichever process has drawn that.
+    """
+    begin = "" if is_plain(sys.stderr) else _CLEAR_LINE
+    print(f"{begin}{text}", file=sys.stderr, flush=True)
+
+
+def is_plain(stream: TextIO) -> bool:
+    """Whether `stream` shall get plain lines, without control characters."""
+    if any(os.environ.get(name) for name in _BATCH_VARIABLES):
+        return True
+    return os.environ.get("TERM") == "dumb" or not stream.isatty()
 
 
 class Waiting:

@@ -31,6 +31,7 @@ FLOORS = {
     "sclcore": [
         "lazy",
         "choice",
+        "courses",
         "schedule",
         "sharing",
         "optim",

@@ -84,7 +84,9 @@ def test_the_granularities_of_the_document_fit_resnet50() -> None:
     values = yaml.safe_load(text)["method"]["granularity"]
     recipe = load_recipe(ROOT / "recipes/resnet50_scl.yaml", [f"method.granularity={values}"])
     model, image = model_on_meta(recipe.model, num_classes=1000, in_chans=3, image_size=64)
-    [group, *_] = build_optimizer(recipe.method, recipe.optim, model, image).param_groups
+    [group, *_] = build_optimizer(
+        recipe.method.for_run(recipe.schedule, 1000), recipe.optim, model, image
+    ).param_groups
     granularity = dict(zip(group["names"], group["granularity"], strict=True))
     assert granularity["fc.weight"] == "weight" and granularity["layer1.0.conv2.weight"] == "kernel"
 

@@ -29,6 +29,7 @@ SUMMARIES = {
     "shrink": "make a trained network smaller: fewer features, or a latency to keep",
     "bench": "measure how long a model takes on this machine",
     "pack": "pack images into WebDataset shards with a manifest",
+    "slurm": "write the scripts that sbatch takes into this folder",
     "doctor": "check shards: manifest, index, checksums, every image",
 }
 
@@ -66,7 +67,7 @@ def add_commands(parser: argparse.ArgumentParser, asked: str | None = None) -> N
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, summary in SUMMARIES.items():
         if asked in (None, name):
-            import_module(f"launcher.commands.{name}").add(commands)
+            import_module(f"{__package__}.{name}").add(commands)
         else:
             commands.add_parser(name, help=summary)
 

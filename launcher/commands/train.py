@@ -44,12 +44,14 @@ def _train(options: argparse.Namespace) -> int:
     from launcher.cluster.world import find_world
     from launcher.errors import UsageError
     from launcher.recipe.load import load_recipe
+    from launcher.recipe.trial import as_trial
     from launcher.terminal import Waiting, say
 
     if options.forecast and not options.dry_run:
         raise UsageError("--forecast goes with --dry-run; alone, it is `scl forecast`")
     ranks = [] if options.ranks is None else [f"engine.ranks={options.ranks}"]
-    recipe = load_recipe(options.recipe, [*options.overrides, *ranks, *options.continue_with])
+    settings = [*options.overrides, *ranks, *options.continue_with]
+    recipe = as_trial(load_recipe(options.recipe, settings))
     is_main = find_world().is_main
     if is_main:
         say(f"{recipe.name}: checking the data and the model")

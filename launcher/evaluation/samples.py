@@ -20,7 +20,7 @@ from data.packing.encoding import KEEP, Encoding
 from data.shards.manifest import MANIFEST_NAME, ImageStats
 from data.shards.scan import IMAGE_EXTENSIONS
 from data.sources.left_out import Collector
-from data.sources.listing import class_folders, list_images
+from data.sources.listing import class_folders, list_images, readable
 from data.stream.pipeline import DataConfig, eval_stream, open_split
 from launcher.errors import UsageError
 from launcher.folder.provenance import background_of
@@ -128,7 +128,7 @@ class _FolderDataset(Dataset[dict[str, Any]]):
             raise UsageError(f"{folder} is no folder of class folders: {error}") from error
         labels = {name: label for label, name in enumerate(known.names)}
         labels |= {name: label for label, name in enumerate(known.classes)}
-        foreign = [name for name in classes if name not in labels]
+        foreign = [name for name in map(readable, classes) if name not in labels]
         if foreign:
             raise UsageError(
                 f"{folder}/{foreign[0]} is none of the run's {len(labels)} classes (such as "
@@ -140,7 +140,7 @@ class _FolderDataset(Dataset[dict[str, Any]]):
         )
         for kind in left_out.listed():
             _log.warning("%s in %s", kind, folder)
-        self._labels = [labels[name] for name in classes]
+        self._labels = [labels[readable(name)] for name in classes]
         self._transform = eval_transform(config, known.image)
         self._encoding = Encoding(background=known.background)
         self._shape = (config.image_size, config.image_size, known.image.channels)

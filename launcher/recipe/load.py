@@ -13,15 +13,18 @@ from pydantic import ValidationError
 from launcher.errors import UsageError
 from launcher.recipe.problems import sentence
 from launcher.recipe.recipe import Recipe
+from launcher.recipe.shipped import find_recipe
 from launcher.recipe.yaml import Loader, where_and_why
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read `path`, follow its `base`, apply overrides such as `method.lam=0.2`, validate.
 
+    Where there is no such file, SCL's own recipe of that name is read.
     Raises UsageError with one sentence: the file, the key, what is wrong with it.
     """
-    return build_recipe(_read(path, ()), overrides, str(path))
+    found = find_recipe(path)
+    return build_recipe(_read(found, ()), overrides, str(found))
 
 
 def build_recipe(values: dict[str, Any], overrides: Iterable[str], where: str) -> Recipe:

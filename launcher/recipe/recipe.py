@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.config import DataConfig
 from launcher.recipe.checkpoint import CheckpointConfig
@@ -15,6 +15,7 @@ from launcher.recipe.init import AUTO, UNIFORM, InitConfig
 from launcher.recipe.method import MethodConfig, OptimConfig
 from launcher.recipe.model import ModelConfig
 from launcher.recipe.tracking import TrackingConfig
+from sclcore.registry import find_method
 from sclcore.schedule import Schedule
 
 # Where a run may differ from the checkpoint it continues: nothing here changes what is learned.
@@ -115,10 +116,12 @@ def resume_difference(
 
 
 def _completed(saved: dict[str, Any]) -> dict[str, Any]:
-    """`saved` with the defaults of keys that did not exist yet when it was written."""
+    """`saved` with what keys that did not exist yet were when it was written."""
     try:
-        return Recipe.model_validate(saved).as_dict()
-    except ValidationError:
+        method = saved["method"]
+        was = find_method(method["name"]).as_it_was
+        return Recipe.model_validate({**saved, "method": {**was, **method}}).as_dict()
+    except (KeyError, TypeError, ValueError):
         return saved
 
 

@@ -25,6 +25,7 @@ from launcher.run.continued import MAY_CHANGE
 from launcher.run.optimizer import build_optimizer
 from launcher.run.target import controller_of
 from launcher.run.unpacked import check_is_packed
+from sclcore.driver.method import Method
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Inputs:
     def epoch_at(self, step: int) -> float:
         """The epochs that lie behind after `step` updates."""
         return self.place(step) / self.steps_per_epoch
+
+    @property
+    def method(self) -> Method:
+        """The recipe's, with what follows from the length of the run."""
+        return self.recipe.method.for_run(self.recipe.schedule, self.total_steps)
 
     @property
     def example(self) -> Tensor:
@@ -133,7 +139,7 @@ def _check_model(inputs: Inputs) -> None:
     _check_smallest_images(recipe, manifest)
     micro_batch = inputs.plan(0).micro_batch_size
     check_training(model, recipe.model, image, micro_batch, len(manifest.classes))
-    optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
+    optimizer = build_optimizer(inputs.method, recipe.optim, model, image)
     controller_of(recipe, model, optimizer, image, inputs.total_steps)
     _check_room(recipe, sum(p.numel() for p in model.parameters()))
 

@@ -12,6 +12,7 @@ from launcher.recipe.recipe import Recipe
 from launcher.run.continued import check_keys, continued, shift_of
 from launcher.run.initial import Initial, read_initial
 from launcher.run.inputs import Inputs, find_start, open_inputs
+from launcher.tracking.tensorboard_run import check_tensorboard
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def prepare(
     Raises UsageError, DataError or CheckpointError with one sentence.
     """
     check_keys(changing)
+    if is_main:
+        check_tensorboard(recipe.tracking)
     inputs = open_inputs(recipe, world_size)
     start = None
     if is_main:

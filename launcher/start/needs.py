@@ -87,7 +87,9 @@ def saved_for_backward(model: nn.Module, image: Tensor) -> int:
 
 def state_of(recipe: Recipe, model: nn.Module, image: Tensor) -> State:
     """In float32, as `autocast` trains."""
-    optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
+    optimizer = build_optimizer(
+        recipe.method.for_run(recipe.schedule, 1000), recipe.optim, model, image
+    )
     floats = 0
     for group in optimizer.param_groups:
         numel = sum(p.numel() for p in group["params"])

@@ -6,6 +6,7 @@ import difflib
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,16 +68,22 @@ class SweepRun:
     recipe: Recipe
 
 
-def load_sweep(path: Path) -> Sweep:
-    """Read and validate a sweep file. Raises UsageError with one sentence."""
+def load_sweep(path: Path, runs: Path | None = None) -> Sweep:
+    """Read and validate a sweep file; the sweep's folder lies in `runs`, if that is given.
+
+    Raises UsageError with one sentence.
+    """
     try:
-        return Sweep.model_validate(read_mapping(path, "sweep"))
+        sweep = Sweep.model_validate(read_mapping(path, "sweep"))
     except ValidationError as error:
         raise UsageError(f"{path}: {_sentence(error)}") from None
+    return sweep.model_copy(update={"out": runs / sweep.folder.name}) if runs else sweep
 
 
-def plan_sweep(sweep: Sweep, path: Path) -> list[SweepRun]:
+def plan_sweep(sweep: Sweep, path: Path, overrides: Sequence[str] = ()) -> list[SweepRun]:
     """Every run of the sweep in file `path`, in order, its recipe validated; touches nothing.
+
+    `overrides`, such as `data.path=…`, are for all of them and win over what the file says.
 
     Seeds come last, so that the first seed of everything is there early.
     Raises UsageError when a recipe refuses its settings or two runs would have one name.
@@ -85,7 +92,8 @@ def plan_sweep(sweep: Sweep, path: Path) -> list[SweepRun]:
     for seed in sweep.seeds:
         for runs in sweep.runs:
             for settings, label in _combinations(runs):
-                run = _plan_run(sweep, path, runs, settings, f"{label}-seed{seed}", seed)
+                name = f"{label}-seed{seed}"
+                run = _plan_run(sweep, path, runs, settings, name, seed, overrides)
                 if run.name in planned:
                     raise UsageError(
                         f"{path}: two runs would be called {run.name}: give their entries "
@@ -96,7 +104,13 @@ def plan_sweep(sweep: Sweep, path: Path) -> list[SweepRun]:
 
 
 def _plan_run(
-    sweep: Sweep, path: Path, runs: SweepRuns, settings: dict[str, Any], name: str, seed: int
+    sweep: Sweep,
+    path: Path,
+    runs: SweepRuns,
+    settings: dict[str, Any],
+    name: str,
+    seed: int,
+    more: Sequence[str],
 ) -> SweepRun:
     fixed = {
         "name": name,
@@ -104,7 +118,8 @@ def _plan_run(
         "seed": seed,
         "tracking.group": sweep.name,
     }
-    if taken := sorted((sweep.set.keys() | settings.keys()) & fixed.keys()):
+    set_here = sweep.set.keys() | settings.keys() | {text.partition("=")[0] for text in more}
+    if taken := sorted(set_here & fixed.keys()):
         raise UsageError(
             f"{path}: {taken[0]} is not to be set: a sweep names its runs, their folders and group "
             "itself, and takes their seeds from `seeds`"
@@ -114,7 +129,7 @@ def _plan_run(
         f"{key}={json.dumps(value, ensure_ascii=False)}"
         for key, value in (sweep.set | settings | fixed).items()
     ]
-    return SweepRun(name, load_recipe(path.parent / runs.recipe, overrides))
+    return SweepRun(name, load_recipe(path.parent / runs.recipe, [*overrides, *more]))
 
 
 def _combinations(runs: SweepRuns) -> list[tuple[dict[str, Any], str]]:

@@ -53,7 +53,7 @@ def check_runs(runs: list[SweepRun]) -> list[Standing]:
     if find_world().source != "single process":
         raise UsageError(
             "scl sweep starts its runs itself and is no rank of one: under Slurm, submit "
-            "slurm/sweep_lambda.sh, or run it without srun"
+            "slurm/sweep.sh, whose tasks train one run each (--task), or run it without srun"
         )
     standings = []
     for number, run in enumerate(runs, start=1):

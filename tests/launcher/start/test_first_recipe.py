@@ -98,7 +98,7 @@ def test_the_network_suits_the_images(
     assert recipe.optim.global_batch_size <= train / 8
     # Every choice has a comment in the line above it, but for those that go with one.
     lines = text.splitlines()
-    for key in ("image_size", "target_density", "mask_lr", "epochs", "global_batch_size"):
+    for key in ("image_size", "target_density", "epochs", "global_batch_size"):
         [place] = [n for n, line in enumerate(lines) if line.startswith(f"  {key}: ")]
         assert lines[place - 1].lstrip().startswith("# "), key
     assert max(map(len, lines)) <= 100

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from sclcore import SCL, Schedule, Scheduler, connection_groups
 from sclcore.choice import largest
+from sclcore.courses import cubic_density
 from sclcore.driver.budgets import erk_densities
 from sclcore.driver.build import optimizer_of
 from sclcore.driver.method import DrivenMethod
 from sclcore.driver.optimizer import Driver
-from sclcore.driver.schedules import cubic_density
 from sclcore.methods.magnitude import Magnitude
 from sclcore.methods.rigl import RigL
 from sclcore.methods.soft_threshold import SoftThreshold
@@ -33,7 +33,8 @@ Make = Callable[..., Driver]
 def driver(kind: type[DrivenMethod], model: nn.Module, **options: Any) -> Driver:
     """The optimizer of a method; `options` are the method's own and those of the weights."""
     own = {key: options.pop(key) for key in [*options] if key in kind.model_fields}
-    return Driver(kind(**own), connection_groups(model), **{"lr": 0.05} | SGD | options)
+    settings: dict[str, Any] = {"lr": 0.05} | SGD | options
+    return Driver(kind(**own), connection_groups(model), **settings)
 
 
 def magnitude(model: nn.Module, **options: Any) -> Driver:
