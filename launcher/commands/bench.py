@@ -43,10 +43,12 @@ def _bench(options: argparse.Namespace) -> int:
     check_source(options.source)
 
     # Not before all is known to be there: they import torch, which takes seconds.
-    from launcher.bench.measure import bench
-    from launcher.bench.show import show
-    from launcher.export.source import open_source
-    from launcher.terminal import say
+    from launcher.terminal import Waiting, say
+
+    with Waiting("importing PyTorch"):
+        from launcher.bench.measure import bench
+        from launcher.bench.show import show
+        from launcher.export.source import open_source
 
     show(bench(open_source(options.source, described(options)), asked, say))
     return 0

@@ -20,8 +20,7 @@ _FORCED = 0.2
 class Course:
     """Sets the learning rates and λ of each update by the schedule; a target steers λ.
 
-    `shift` is that of the inputs. `is_main`: this rank prints what
-    the user should know.
+    `shift` is that of the inputs. `is_main`: this rank prints what the user should know.
     """
 
     def __init__(

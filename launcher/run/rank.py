@@ -40,7 +40,9 @@ def run_rank(world: World, prepare: Callable[[], Prepared]) -> int:
         world.export()
         name_rank(world.rank)
         with logging_redirect_tqdm():
-            return _train(prepare(), world)
+            with _waiting("checking the data and the model", world):
+                prepared = prepare()
+            return _train(prepared, world)
     except UserError as error:
         if world.is_main:
             say(f"error: {error}")
