@@ -40,6 +40,24 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
+def add_continue_with(parser: argparse.ArgumentParser) -> None:
+    """`--continue-with`, as `options.continue_with`."""
+    parser.add_argument(
+        "--continue-with",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY.SUB=VALUE",
+        help="go on with the run in run_dir, finished or not, with other values: optim.epochs, "
+        "optim.lr, method.lam …; what changes is recorded there",
+    )
+
+
+def changing(options: argparse.Namespace) -> list[str]:
+    """The keys that `--continue-with` gives other values."""
+    return [text.partition("=")[0] for text in options.continue_with]
+
+
 def add_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """`--set`, as `options.overrides`."""
     parser.add_argument(

@@ -25,7 +25,12 @@ if __name__ == "__main__" and not __package__:
         root = root.parent
     sys.path[0] = str(root)
 
-from launcher.arguments import add_recipe_options, spelled_out
+from launcher.arguments import (
+    add_continue_with,
+    add_recipe_options,
+    changing,
+    spelled_out,
+)
 from launcher.terminal import forgive, say
 
 
@@ -37,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="launcher/train.py", description="One rank of a training run; see also `scl train`."
     )
     add_recipe_options(parser)
+    add_continue_with(parser)
     # DeepSpeed's launcher adds it; the environment, which it sets too, says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     words = spelled_out(sys.argv[1:] if arguments is None else arguments, top_level=True)
@@ -57,9 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     return run_rank(
         world,
         lambda: prepare(
-            as_trial(load_recipe(options.recipe, options.overrides)),
+            as_trial(load_recipe(options.recipe, [*options.overrides, *options.continue_with])),
             world.world_size,
             is_main=world.is_main,
+            changing=changing(options),
         ),
     )
 

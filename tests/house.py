@@ -31,6 +31,7 @@ FLOORS = {
     "sclcore": [
         "lazy",
         "choice",
+        "courses",
         "schedule",
         "sharing",
         "optim",
@@ -64,6 +65,7 @@ FLOORS = {
         "doctor",
         "start",
         "shrink",
+        "api",
         "commands",
         "cli",
         "train",

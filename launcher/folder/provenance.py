@@ -48,9 +48,15 @@ def write_origin(folder: Path, initial_weights_hash: str, manifest: Manifest) ->
             "classes": manifest.classes,
             "class_names": manifest.names,
             "image": manifest.image.model_dump(),
+            "background": background_of(manifest),
         },
     }
     atomic_write(folder / "origin.json", json.dumps(origin, indent=1, ensure_ascii=False) + "\n")
+
+
+def background_of(manifest: Manifest) -> str | None:
+    """The colour that transparent images were put before when they were packed, if any."""
+    return manifest.source.get("options", {}).get("background")
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launcher.errors import UsageError
 from launcher.recipe.load import load_recipe, read_mapping
+from launcher.recipe.problems import phrase
 from launcher.recipe.recipe import Recipe
 
 _NAME = r"^[A-Za-z0-9._-]+$"
@@ -161,13 +162,11 @@ def _word(text: str) -> str:
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]
-    key = ".".join(parts)
+    in_runs = parts[:1] == ["runs"] and len(parts) > 2
+    model = SweepRuns if in_runs else Sweep
     if first["type"] == "extra_forbidden":
-        valid = list((SweepRuns if len(parts) > 1 else Sweep).model_fields)
+        valid = list(model.model_fields)
         close = difflib.get_close_matches(parts[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"valid here: {', '.join(valid)}"
-        return f"unknown key {key!r}; {hint}"
-    if first["type"] == "missing":
-        return f"the key {key!r} is missing"
-    reason = first["msg"]
-    return f"{key}: {reason[0].lower()}{reason[1:]}, not {first.get('input')!r}"
+        return f"unknown key {'.'.join(parts)!r}; {hint}"
+    return phrase(first, model, parts[2] if in_runs else parts[0] if parts else None)

@@ -91,11 +91,19 @@ def keep_largest(net: Net, count: int) -> None:
         torch.where(each.state["mask"], each.param.abs(), -1.0).flatten() for each in net.tensors
     ]
     count = min(count, sum(int((score >= 0).sum()) for score in scores))
+    for each, mask in zip(net.tensors, best_of_all(net, scores, count), strict=True):
+        set_mask(each, mask)
+
+
+def best_of_all(net: Net, scores: list[Tensor], count: int) -> list[Tensor]:
+    """Which `count` connections of all layers have the largest scores; flat, one mask a tensor.
+
+    The best of each layer is chosen even so, which then is one of `net.held_layers`.
+    """
     kept = largest_of_all(scores, count)
     dying = [e.name for e, mask in zip(net.tensors, kept, strict=True) if not mask.any()]
     if dying:
         net.held_layers = dying
         scores = [score.masked_fill(largest(score, 1), torch.inf) for score in scores]
         kept = largest_of_all(scores, max(count, len(scores)))
-    for each, mask in zip(net.tensors, kept, strict=True):
-        set_mask(each, mask)
+    return kept

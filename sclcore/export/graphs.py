@@ -74,7 +74,7 @@ def save_program(model: nn.Module, path: Path, example: Tensor) -> Compared:
             inner.replace(temporary)
         finally:
             inner.unlink(missing_ok=True)
-        difference, scale = _compare(model, loaded.module(), example, path.name)
+        difference, scale = compare_outputs(model, loaded.module(), example, path.name)
         live = sum(
             int(torch.count_nonzero(value))
             for value in loaded.state_dict.values()
@@ -120,7 +120,7 @@ def save_onnx(model: nn.Module, path: Path, example: Tensor, opset: int = OPSET)
         versions = {entry.domain: entry.version for entry in written.opset_import}
         if versions.get("") != opset:
             raise ExportError(f"{path.name} has opset {versions.get('')} instead of {opset}")
-        difference, scale = _compare(model, onnx_session(temporary, 1), example, path.name)
+        difference, scale = compare_outputs(model, onnx_session(temporary, 1), example, path.name)
         return Compared(difference, scale, live_of_onnx(written, model, path.name))
 
 
@@ -144,7 +144,7 @@ def onnx_session(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
 
 def same_outputs(one: nn.Module, other: nn.Module, example: Tensor, what: str) -> float:
     """The largest difference of the outputs of two models; ExportError beyond the tolerance."""
-    return _compare(one, other, example, what)[0]
+    return compare_outputs(one, other, example, what)[0]
 
 
 def _with_named_batch(written: Any) -> Any:
@@ -159,7 +159,7 @@ def _with_named_batch(written: Any) -> Any:
     return written
 
 
-def _compare(
+def compare_outputs(
     model: nn.Module, other: Callable[[Tensor], Tensor], example: Tensor, what: str
 ) -> tuple[float, float]:
     """(largest difference, largest output) over a batch like `example` and one of another size.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sclcore.courses import cubic_density
 from sclcore.driver.budgets import erk_counts, layer_counts
 from sclcore.driver.masked import (
     MaskedMethod,
@@ -22,7 +23,6 @@ from sclcore.driver.masked import (
     keep_largest_of_each,
     live_masks,
 )
-from sclcore.driver.schedules import cubic_density
 from sclcore.layout.geometry import Geometry, check_n_m, parse_n_m
 from sclcore.schedule import Schedule
 

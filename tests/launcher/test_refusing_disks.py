@@ -48,7 +48,7 @@ _REASONS = {
 }
 _OWN_WORDS = (
     *("a file is where a folder", "read-only here or not yours", "is no folder: choose another"),
-    *("is not a folder: choose another", "kb free; make room", "something else is there already"),
+    *("is not a folder: choose another", "kb free; ", "something else is there already"),
 )
 
 

@@ -105,9 +105,10 @@ def test_what_is_wrong_is_one_sentence_and_touches_nothing(
     values = {"name": "bad", "out": str(tmp_path / "out"), "runs": [{"recipe": str(short)}]}
     values |= json.loads(json.dumps(change).replace("{short}", str(short)))
     assert cli.main(["sweep", str(write(tmp_path, **values))]) == 2
-    error = capsys.readouterr().err
+    # On a busy machine it says that it is still checking, too.
+    lines = [line for line in capsys.readouterr().err.splitlines() if "so far" not in line]
+    [error] = lines
     assert error.startswith("error: ") and said in error, error
-    assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 

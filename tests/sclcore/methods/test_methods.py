@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from sclcore import SCL, Schedule, Scheduler, connection_groups
 from sclcore.choice import largest
+from sclcore.courses import cubic_density
 from sclcore.driver.budgets import erk_densities
 from sclcore.driver.build import optimizer_of
 from sclcore.driver.method import DrivenMethod
 from sclcore.driver.optimizer import Driver
-from sclcore.driver.schedules import cubic_density
 from sclcore.methods.magnitude import Magnitude
 from sclcore.methods.rigl import RigL
 from sclcore.methods.soft_threshold import SoftThreshold
