@@ -38,7 +38,10 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+HOUSE = [p for p in sorted((ROOT / "recipes").glob("*.yaml")) if "sweep" not in p.name]
+
+
+@pytest.mark.parametrize("path", HOUSE, ids=lambda p: p.stem)
 def test_every_recipe_of_the_house_is_valid(path: Path) -> None:
     assert load_recipe(path).name == path.stem
 
