@@ -304,9 +304,12 @@ static void choose_images(struct scl_model *m) {
         for (int i = 0; i < m->step_count; i++) {
             const Step *s = &m->steps[i];
             if (s->kind != CONV && s->kind != LINEAR) continue;
-            /* A weight's own costs are those of about one vector; alone, Linear gathers. */
+            const Tensor *out = &m->tensors[s->out];
+            /* A weight's own costs are those of about one vector; alone, Linear gathers. The zeros
+             * around each row take as long as some vectors, however many images it has. */
             double each = s->kind == LINEAR && images == 1 ? 2 : 1 + (double)vectors_of(m, s, images);
-            cost += (s->live + 2.0 * m->tensors[s->out].channels) * each / (double)images;
+            double rows = (double)out->channels * (10 + 6.0 * (out->edges ? out->height : 0));
+            cost += (s->live * each + rows) / (double)images;
         }
         if (images == 1) single = cost;
         if (images == LINE) m->pays = single > 0 ? (size_t)(cost * LINE / single) + 1 : LINE;
