@@ -33,7 +33,8 @@ Make = Callable[..., Driver]
 def driver(kind: type[DrivenMethod], model: nn.Module, **options: Any) -> Driver:
     """The optimizer of a method; `options` are the method's own and those of the weights."""
     own = {key: options.pop(key) for key in [*options] if key in kind.model_fields}
-    return Driver(kind(**own), connection_groups(model), **{"lr": 0.05} | SGD | options)
+    settings: dict[str, Any] = {"lr": 0.05} | SGD | options
+    return Driver(kind(**own), connection_groups(model), **settings)
 
 
 def magnitude(model: nn.Module, **options: Any) -> Driver:
