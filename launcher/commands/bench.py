@@ -8,7 +8,8 @@ from launcher.commands import SUMMARIES, Commands, add_command
 from launcher.commands.export import add_source_options, described
 
 _MORE = """\
-Dense, without its dead features, with batch norm folded, as 2:4 (CUDA only), and in onnxruntime.
+Dense, without its dead features, with batch norm folded, as 2:4 (CUDA only), in onnxruntime, in our
+own runtime (scl export --format native), and in OpenVINO where it is installed.
 Each round times all of them in turn, so that a machine whose speed drifts treats them alike. The
 last line is JSON.
 

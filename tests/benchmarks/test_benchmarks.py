@@ -159,6 +159,25 @@ def test_formats() -> None:
     assert held["sHAM"] < held["HAM"] < held["CSR"] < held["dense"] == 4 * details["size"] ** 2
 
 
+@pytest.mark.long
+def test_runtime() -> None:
+    rows = run("runtime", "--run", "none")["details"]["rows"]
+    assert [row["spread"] for row in rows] == ["uniform", "erk"]
+    for row in rows:
+        assert {"native", "torch", "onnxruntime"} <= row["milliseconds"].keys()
+        # In the random networks all norms are at their defaults, which compact keeps and which
+        # are folded here.
+        assert row["bytes"] < row["compact"]
+
+
+@pytest.mark.long
+def test_runtime_layers() -> None:
+    details = run("runtime_layers")["details"]
+    for layer in details["layers"].values():
+        assert layer["ratios"].keys() == {"1.0", "0.5", "0.4", "0.3", "0.2", "0.1", "0.05", "0.02"}
+        assert layer["nanoseconds"] > 0 and 0 <= layer["even"] <= 1
+
+
 def test_two_forms_that_train_differently_are_refused() -> None:
     settings = Settings(lr=0.05, lam=0.3, mask_lr=0.02)
     check_same_training(settings, settings)
