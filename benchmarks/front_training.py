@@ -56,11 +56,12 @@ def train(
     channels = of.images.shape[1]
     model = create_model(recipe.model, num_classes=of.classes, in_chans=channels)
     example = torch.empty(1, *of.images.shape[1:])
-    optimizer = build_optimizer(recipe.method, recipe.optim, model, example)
     generator = torch.Generator().manual_seed(seed)
     batch = recipe.optim.global_batch_size
     steps = len(of.train) // batch
     total = steps * recipe.optim.epochs
+    method = recipe.method.for_run(recipe.schedule, total)
+    optimizer = build_optimizer(method, recipe.optim, model, example)
     controller = controller_of(recipe, model, optimizer, example, total)
     course, progress = Course(recipe, optimizer, controller, total), Progress()
     after_update(model)

@@ -17,6 +17,8 @@ class Progress:
     """Time spent training, over all interruptions; evaluation and saving are not in it."""
     results: dict[str, float] = field(default_factory=dict)
     """Of the newest evaluation."""
+    shift: int = 0
+    """Updates by which the run is ahead of one that had its batch size from the beginning."""
     wandb_id: str | None = None
     wandb_said: dict[str, str] = field(default_factory=dict)
     """What W&B's variables have said of how it shows the run."""

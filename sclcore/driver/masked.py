@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sclcore.driver.choice import largest, largest_of_all
+from sclcore.choice import best_of_blocks, largest, largest_of_all
 from sclcore.driver.method import DrivenMethod
 from sclcore.lazy import torch
 
@@ -71,6 +71,14 @@ def keep_largest_of_each(net: Net, counts: Sequence[int]) -> None:
         mask = each.state["mask"]
         scores = torch.where(mask, each.param.abs(), -1.0).flatten()
         set_mask(each, largest(scores, min(count, int(mask.sum()))))
+
+
+def keep_largest_of_blocks(net: Net, count: int, size: int) -> None:
+    """Keep of every `size` neighbours of the flattened fan-in the `count` largest that live."""
+    for each in net.tensors:
+        scores = torch.where(each.state["mask"], each.param.abs(), -1.0)
+        kept = best_of_blocks(scores.reshape(-1, size), count)
+        set_mask(each, kept.view(each.param.shape) & each.state["mask"])
 
 
 def keep_largest(net: Net, count: int) -> None:

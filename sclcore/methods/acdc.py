@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sclcore.courses import phase_at, reached
 from sclcore.driver.masked import MaskedMethod, keep_largest, live_masks
-from sclcore.driver.schedules import phase_at, reached
 from sclcore.schedule import Schedule
 
 if TYPE_CHECKING:

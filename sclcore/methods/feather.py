@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sclcore.courses import cubic_density
 from sclcore.driver.latent import move_latent
 from sclcore.driver.masked import best_of_all
 from sclcore.driver.method import DrivenMethod
-from sclcore.driver.schedules import cubic_density
 from sclcore.lazy import torch
 
 if TYPE_CHECKING:

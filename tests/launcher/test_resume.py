@@ -164,7 +164,7 @@ def test_a_checkpoint_holds_what_it_must(smooth_run: Path) -> None:
     assert found is not None
     assert found.step == 112 and found.meta["samples"] == 112 * 96
     assert found.meta["progress"].keys() == {
-        *("step", "epochs", "seconds", "results", "wandb_id", "wandb_said", "steering"),
+        *("step", "epochs", "seconds", "results", "wandb_id", "wandb_said", "steering", "shift"),
     }
     assert found.meta["recipe"]["schedule"]["freeze_masks_at"] == 0.6
     assert found.evaluation is not None and found.evaluation.final
