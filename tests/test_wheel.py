@@ -140,6 +140,7 @@ def test_slurm_scripts_are_written_where_one_submits(here: Here, tmp_path: Path)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_packing_training_and_a_sweep_beside_them(here: Here, tmp_path: Path) -> None:
     done = here("scl", "pack", "digits", "--out", "runs/data/digits")
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,7 @@ _SIGNS = {
 def page(comparison: Comparison) -> str:
     """The whole HTML file."""
     about = _about(comparison)
-    template = importlib.resources.files(__package__).joinpath("page.html")
+    template = importlib.resources.files(__name__.rpartition(".")[0]).joinpath("page.html")
     version = importlib.metadata.version("scl-train")
     colors = {color for color, _ in looks(comparison).values()} - {INK, GREY}
     return Template(template.read_text(encoding="utf-8")).substitute(

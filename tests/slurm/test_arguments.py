@@ -24,7 +24,7 @@ def commands(tmp_path: Path) -> Path:
 
 
 def _run(
-    commands: Path, script: str, folder: Path = ROOT, **variables: str
+    commands: Path, script: str, folder: Path = ROOT, /, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run one of the scripts, with its arguments, in `folder` as in a job's first node."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SCL"))}

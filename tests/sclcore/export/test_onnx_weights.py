@@ -20,9 +20,9 @@ from sclcore.network.connections import find_connections
 def _mvitv2() -> nn.Module:
     from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 
-    cfg = MultiScaleVitCfg(
-        depths=(1, 1), embed_dim=(16, 32), num_heads=(1, 2), stride_q=((1, 1),) * 2
-    )
+    # One stride for each stage, though its annotation has one pair.
+    strides: Any = ((1, 1),) * 2
+    cfg = MultiScaleVitCfg(depths=(1, 1), embed_dim=(16, 32), num_heads=(1, 2), stride_q=strides)
     return MultiScaleVit(cfg, img_size=(32, 32), num_classes=5)
 
 
