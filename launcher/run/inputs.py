@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from data.shards.manifest import Manifest
 from data.stream.pipeline import ShardDataset, open_split, train_stream
-from data.stream.plan import BatchPlan, check_feasible
+from data.stream.plan import MIXED, ORDER, BatchPlan, check_feasible
 from launcher.checkpoints import checkpoint
 from launcher.checkpoints.checkpoint import Checkpoint
 from launcher.checkpoints.disk_space import shortage
@@ -34,6 +34,10 @@ class Inputs:
     val: ShardDataset
     world_size: int
     accumulation: int
+    order: int = ORDER
+    """How the samples of an epoch are ordered and dealt (`data.stream.plan`)."""
+    places: tuple[int, ...] = ()
+    """Which part of a batch each rank reads; () for as they are numbered."""
 
     @property
     def manifest(self) -> Manifest:
@@ -62,9 +66,15 @@ class Inputs:
             seed=self.recipe.seed,
             global_batch_size=self.recipe.optim.global_batch_size,
             world_size=self.world_size,
-            rank=rank,
+            rank=self.places[rank] if self.places else rank,
             accumulation=self.accumulation,
+            order=self.order,
         )
+
+    def dealt(self, start: Checkpoint | None, places: list[int]) -> Inputs:
+        """These, in the order that the run began with, and with the ranks in `places`."""
+        order = ORDER if start is None else start.meta.get("order", MIXED)
+        return replace(self, order=order, places=tuple(places))
 
     def batches(self, rank: int, step: int) -> Iterator[dict[str, Tensor]]:
         """The micro-batches of `rank` from update `step` to the end of the run."""

@@ -12,7 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.errors import DataError
 from launcher.cluster.process import name_rank
-from launcher.cluster.ranks import from_main
+from launcher.cluster.ranks import from_main, places_by_host
 from launcher.cluster.world import World
 from launcher.errors import RunError, UserError, disk_refusal
 from launcher.folder.lock import lock
@@ -73,15 +73,16 @@ def _train(prepared: Prepared, world: World) -> int:
         folder_lock = lock(recipe.folder) if world.is_main else None
         with process_group(world, recipe.engine) as device:
             start = from_main(prepared.start)
+            inputs = prepared.inputs.dealt(start, places_by_host())
             if world.is_main:
                 write_provenance(recipe.folder, recipe, world)
             fresh = prepared.initial if start is None else None
-            learner, course = build(prepared.inputs, world, device, fresh)
+            learner, course = build(inputs, world, device, fresh)
             if learner.initial_weights_hash is not None:
                 write_origin(recipe.folder, learner.initial_weights_hash, manifest)
                 for note in prepared.initial.notes:
                     say(note)
-            return train(prepared.inputs, learner, course, start)
+            return train(inputs, learner, course, start)
     except DataError as error:
         # No usage error: what is wrong with the data itself was refused before it was read.
         raise RunError(str(error)) from error

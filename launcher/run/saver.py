@@ -213,6 +213,7 @@ class Saver:
             "progress": copy.deepcopy(vars(progress)),
             "recipe": inputs.recipe.as_dict(),
             "data": inputs.manifest.fingerprint(),
+            "order": inputs.order,
             "steps_per_epoch": inputs.steps_per_epoch,
             "samples": progress.step * inputs.recipe.optim.global_batch_size,
             "environment": self._environment,

@@ -1,10 +1,11 @@
-"""A real HTTP server on loopback that misbehaves as it is told."""
+"""A real HTTP server on loopback that misbehaves as it is told, and a wire that counts."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import http.server
+import socket
 import threading
 import time
 from collections import Counter
@@ -47,6 +48,49 @@ class FileServer:
             self._server.shutdown()
             self._server.server_close()
             thread.join()
+
+
+class Wire:
+    """Passes TCP connections on to `port` of loopback; `received` counts what came from there."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self.received = 0
+        self._lock = threading.Lock()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Wire]:
+        threading.Thread(target=self._accept, daemon=True).start()
+        try:
+            yield self
+        finally:
+            # A blocked accept returns only on a shutdown.
+            with contextlib.suppress(OSError):
+                self._listening.shutdown(socket.SHUT_RDWR)
+            self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(
+                        target=self._pass_on, args=(source, sink, source is server), daemon=True
+                    ).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while content := source.recv(1 << 16):
+                if counted:
+                    with self._lock:
+                        self.received += len(content)
+                sink.sendall(content)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
