@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from benchmarks.common import in_turn, median, median_ratio
+from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.process import forked
 from benchmarks.reparametrised import Settings, check_same_training
 from benchmarks.scaling import Model, Network, count_bytes, message_bytes
 from tests.launcher.conftest import finish, launch
@@ -39,6 +44,16 @@ def run(benchmark: str, *arguments: str, also: set[str] | None = None) -> dict[s
 @pytest.mark.long
 def test_optimizer_step() -> None:
     assert run("optimizer_step")["details"]["milliseconds"].keys() == {"sgd", "scl", "frozen"}
+
+
+@pytest.mark.long
+def test_reading() -> None:
+    result = run("reading")
+    rows = {row["nodes"]: row for row in result["details"]["rows"]}
+    # One node reads what there is; of 14 each its share in stretches, and whole shards beyond.
+    assert rows[1]["stretches"] == pytest.approx(1, abs=0.01)
+    assert rows[14]["most"] < result["target"]
+    assert 1 < rows[14]["shards_2048"] < rows[14]["shards_256"] < 3
 
 
 @pytest.mark.long
@@ -199,3 +214,51 @@ def test_the_model_of_a_step() -> None:
     assert (message_bytes(layers=3, ranks=2), count_bytes(layers=3)) == (own, counts)
     more = sum(network.all_reduce(size, 2) for size in (4 * 1000, own, counts))
     assert model.step("scl", 2) == pytest.approx(1.1 + more)
+
+
+@pytest.mark.long
+def test_the_gpu_day_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
+    """Every part runs, within the time; what one lacks or has no time for is said of it alone."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--minutes", "2"]
+    began = time.monotonic()
+    code, output = finish(launch([*command, "--out", tmp_path]), timeout=400)
+    took = time.monotonic() - began
+    assert code == 0, output
+    result = json.loads((tmp_path / "results.json").read_text())
+    assert json.loads(output.splitlines()[-1]) == result
+    # Starting comes on top, however busy the machine is.
+    assert result["seconds"] < min(took, 2 * 60 + 10)
+    parts = {part["name"]: part for part in result["parts"]}
+    assert [part.name for part in PARTS] == list(parts)
+    # A busy machine may not come further; an idle one is through in half of the time.
+    states = {part["state"] for part in parts.values()}
+    assert states <= {"done", "out of time", "no time left"}
+    assert parts["kernels"]["state"] == "done"
+    worst = parts["kernels"]["rows"][-1]
+    assert worst["what"].startswith("worst ratio") and worst["value"] < 4
+    assert all(name in (tmp_path / "table.txt").read_text() for name in parts)
+
+
+def test_a_part_that_fails_or_hangs_ends_alone(tmp_path: Path) -> None:
+    def fails() -> None:
+        print("on the way", flush=True)
+        raise ValueError("it cannot")
+
+    def hangs() -> None:
+        subprocess.Popen(["sleep", "1000"])
+        time.sleep(1000)
+
+    assert forked(fails, tmp_path / "log", 60) == 1
+    log = (tmp_path / "log").read_text().splitlines()
+    assert log[0] == "on the way" and log[-1] == "ValueError: it cannot"
+    before = set(psutil.pids())
+    assert forked(hangs, tmp_path / "log", 1) is None
+    left = [p for p in set(psutil.pids()) - before if "sleep 1000" in _command(p)]
+    assert not left
+
+
+def _command(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ""
