@@ -20,6 +20,7 @@ from launcher.models import check_training, model_on_meta
 from launcher.recipe.engine import accumulation_steps
 from launcher.recipe.model import CUT_FILE
 from launcher.recipe.recipe import Recipe, resume_difference
+from launcher.run.fast import check_fast
 from launcher.run.optimizer import build_optimizer
 from launcher.run.target import controller_of
 from launcher.run.unpacked import check_is_packed
@@ -132,6 +133,7 @@ def _check_model(inputs: Inputs) -> None:
     check_training(model, recipe.model, image, micro_batch, len(manifest.classes))
     optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
     controller_of(recipe, model, optimizer, image, inputs.total_steps)
+    check_fast(recipe.engine, model, image, recipe.model.name)
     _check_room(recipe, sum(p.numel() for p in model.parameters()))
 
 

@@ -10,6 +10,7 @@ from launcher.folder.results import is_finished
 from launcher.recipe.recipe import Recipe
 from launcher.run.initial import Initial, read_initial
 from launcher.run.inputs import Inputs, find_start, open_inputs
+from launcher.run.teacher import read_teacher
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class Prepared:
     @property
     def is_finished(self) -> bool:
         """Whether every update is made and the results are written."""
-        done = self.start is not None and self.start.step >= self.inputs.total_steps
+        if self.start is None:
+            return False
+        stopped = self.start.meta["progress"].get("stopped_early", False)
+        done = stopped or self.start.step >= self.inputs.total_steps
         return done and is_finished(self.inputs.recipe.folder)
 
 
@@ -34,6 +38,8 @@ def prepare(recipe: Recipe, world_size: int, *, is_main: bool = True) -> Prepare
     Raises UsageError, DataError or CheckpointError with one sentence.
     """
     inputs = open_inputs(recipe, world_size)
+    if is_main:
+        read_teacher(recipe, inputs.manifest)
     start = find_start(recipe, inputs.manifest) if is_main else None
     initial = Initial()
     if is_main and start is None:
