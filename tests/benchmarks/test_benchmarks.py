@@ -19,6 +19,7 @@ from benchmarks.common import in_turn, median, median_ratio
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.process import forked
 from benchmarks.reparametrised import Settings, check_same_training
+from benchmarks.run_hours import Machine, run_of
 from benchmarks.scaling import Model, Network, count_bytes, message_bytes
 from tests.launcher.conftest import finish, launch
 
@@ -214,6 +215,27 @@ def test_the_model_of_a_step() -> None:
     assert (message_bytes(layers=3, ranks=2), count_bytes(layers=3)) == (own, counts)
     more = sum(network.all_reduce(size, 2) for size in (4 * 1000, own, counts))
     assert model.step("scl", 2) == pytest.approx(1.1 + more)
+
+
+def test_the_hours_of_a_run_are_what_they_are_made_of() -> None:
+    """Against sums by hand; each term appears where its cause does."""
+    ideal = Machine(3000.0, 8, 1e15, 1e15, 1e15, 300, 180, 1e-9, 0.0)
+    alone = run_of(ideal, 1, 90)
+    # Nothing but updates: 90 epochs of 1,281,167 images at 3,000 a second, SCL at 1.02 of dense.
+    assert alone.total == pytest.approx(90 * 1_281_167 / 3000 * 1.02 / 3600, rel=1e-6)
+    assert run_of(ideal, 1024, 90).communication > 0
+    # A file system of 40 GB/s, and nothing cached: 110 KB an image, and no faster.
+    slow = replace(ideal, shared_read=40e9)
+    bound = run_of(slow, 1024, 90)
+    assert bound.total == pytest.approx(90 * 1_281_167 * 110_000 / 40e9 / 3600, rel=1e-6)
+    assert run_of(replace(slow, cached=1.0), 1024, 90).reading == 0
+    # 128 nodes that fail every 6,300 hours each: one failure in 49 hours, each of 8 minutes and
+    # half of the time between two saves.
+    failing = run_of(replace(ideal, mtbf_node_h=6300, copy_s=0.5), 1024, 9000)
+    count = failing.total / (6300 / 128)
+    each = (480 + 60 * failing.every_minutes / 2) / 3600
+    assert failing.failures == pytest.approx(count * each, rel=1e-3)
+    assert failing.every_minutes == pytest.approx((2 * 0.5 * 3600 * 6300 / 128) ** 0.5 / 60)
 
 
 @pytest.mark.long

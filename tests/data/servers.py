@@ -50,11 +50,19 @@ class FileServer:
             thread.join()
 
 
+_HEADER = 2000
+
+
 class Wire:
-    """Passes TCP connections on to `port` of loopback; `received` counts what came from there."""
+    """Passes TCP connections on to `port` of loopback; `received` counts what came from there.
+
+    Moods, for what is longer than a header: "" (all is well), "drop" (the connection closes),
+    "delay" (0.2 s each time), "lie" (its last byte is another).
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
+        self.mood = ""
         self.received = 0
         self._lock = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -87,6 +95,13 @@ class Wire:
                 if counted:
                     with self._lock:
                         self.received += len(content)
+                if len(content) > _HEADER and self.mood:
+                    if self.mood == "drop":
+                        break
+                    if self.mood == "delay":
+                        time.sleep(0.2)
+                    if self.mood == "lie" and counted:
+                        content = content[:-1] + bytes([content[-1] ^ 255])
                 sink.sendall(content)
         for end in (source, sink):
             with contextlib.suppress(OSError):
