@@ -62,13 +62,15 @@ def samples(split: str) -> tuple[Tensor, Tensor]:
     return torch.tensor(pixels, dtype=torch.float32)[:, None], torch.tensor(reader.labels)
 
 
-def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by up to one pixel, as the recipe's crop does."""
-    margin = pad(images, (1, 1, 1, 1), value=float(images.min()))
-    moves = torch.randint(0, 3, (len(images), 2), generator=generator).tolist()
-    return torch.stack(
-        [m[:, a : a + 8, b : b + 8] for m, (a, b) in zip(margin, moves, strict=True)]
-    )
+def shifted(images: Tensor, generator: torch.Generator, margin: int = 1) -> Tensor:
+    """Each image [N, C, H, W] moved by up to `margin` pixels, as the recipe's crop does."""
+    padded = pad(images, (margin,) * 4, value=float(images.min()))
+    moves = torch.randint(0, 2 * margin + 1, (len(images), 2), generator=generator)
+    number, channels, height, width = images.shape
+    rows = (moves[:, 0, None] + torch.arange(height))[:, None, :, None]
+    columns = (moves[:, 1, None] + torch.arange(width))[:, None, None, :]
+    every = torch.arange(number)[:, None, None, None]
+    return padded[every, torch.arange(channels)[None, :, None, None], rows, columns]
 
 
 def train(job: tuple[str, str, float, int, int]) -> tuple[float, float]:

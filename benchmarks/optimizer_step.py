@@ -68,7 +68,7 @@ def steps_of(
     for optimizer in optimizers.values():
         for _ in range(3):
             optimizer.step()
-    steps = {name: optimizer.step for name, optimizer in optimizers.items()}
+    steps: dict[str, Callable[[], object]] = {n: o.step for n, o in optimizers.items()}
     return sum(p.numel() for p in model.parameters()), steps
 
 

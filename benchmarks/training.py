@@ -27,7 +27,7 @@ from launcher.run.optimizer import build_optimizer
 from sclcore.methods.dense import Dense
 from sclcore.methods.scl import SCLMethod
 
-METHODS = {"scl": SCLMethod(lam=0.1), "dense": Dense()}
+METHODS = {"scl": SCLMethod(lam=0.1, mask_lr=1e-3), "dense": Dense()}
 CLASSES = 1000
 # A rate at which noise as data never ends in a NaN, which SCL would skip.
 LR = 1e-3

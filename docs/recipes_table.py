@@ -9,21 +9,16 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from launcher.models import model_on_meta
 from launcher.recipe.engine import accumulation_steps
 from launcher.recipe.load import load_recipe
 from launcher.recipe.recipe import Recipe
-from launcher.run.optimizer import build_optimizer
-from sclcore import SCL
-from sclcore.network.connections import layer_budgets, weight_uses
-from sclcore.optim.settings import buffers_of
+from launcher.start.needs import Size, size_of, state_of
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DOCUMENT = Path(__file__).with_name("recipes.md")
@@ -53,32 +48,6 @@ NETWORKS = {
 }
 
 
-@dataclass(frozen=True)
-class Size:
-    """What a network is, per image where it depends on images."""
-
-    parameters: int
-    connections: int
-    macs: int
-    activations: int
-    """Bytes kept for the backward pass, at 2 bytes a number."""
-
-
-@dataclass(frozen=True)
-class State:
-    """Bytes: weights, gradients, and what the optimizer keeps of them."""
-
-    weights: int
-    optimizer: int
-
-    def per_rank(self, stage: int, ranks: int) -> float:
-        """ZeRO 1 shares out optimizer state and trains a float32 slice; 2 the gradients as well."""
-        if stage == 0:
-            return 2 * self.weights + self.optimizer
-        gradients = self.weights / ranks if stage == 2 else self.weights
-        return self.weights + gradients + (self.optimizer + self.weights) / ranks
-
-
 def recipe_of(network: str, method: str) -> Recipe:
     [path] = RECIPES.glob(f"*/{network}_{method}.yaml")
     return load_recipe(path)
@@ -93,59 +62,6 @@ def build(recipe: Recipe) -> tuple[nn.Module, Tensor]:
     return model_on_meta(
         recipe.model, num_classes=classes, in_chans=channels, image_size=recipe.data.image_size
     )
-
-
-def size_of(model: nn.Module, image: Tensor) -> Size:
-    budgets = layer_budgets(model, weight_uses(model, image))
-    return Size(
-        parameters=sum(p.numel() for p in model.parameters()),
-        connections=sum(b.connections for b in budgets),
-        macs=sum(b.macs for b in budgets),
-        activations=saved_for_backward(model, image) // 2,
-    )
-
-
-def saved_for_backward(model: nn.Module, image: Tensor) -> int:
-    """Bytes that autograd keeps of a forward pass of one image in float32, parameters aside.
-
-    Two images less one, since some of what is kept does not grow with the batch.
-    """
-
-    def kept(batch: int) -> int:
-        own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-        sizes: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                sizes[storage._cdata] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            output = model(image.expand(batch, *image.shape[1:]))
-        total = sum(sizes.values())
-        # Until here it kept alive what was counted, or an address could have come twice.
-        del output
-        return total
-
-    model.train()
-    return kept(3) - kept(2)
-
-
-def state_of(recipe: Recipe, model: nn.Module, image: Tensor) -> State:
-    """In float32, as `autocast` trains."""
-    optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
-    floats = 0
-    for group in optimizer.param_groups:
-        numel = sum(p.numel() for p in group["params"])
-        if isinstance(optimizer, SCL):
-            # w, m and its momentum, besides what the rule for weights keeps.
-            kept = 3 * group["connections"] + len(buffers_of(group))
-        else:
-            kept = 2 if recipe.optim.name == "adamw" else 1
-        floats += kept * numel
-    weights = 4 * sum(p.numel() for p in model.parameters())
-    return State(weights, 4 * floats)
 
 
 def seconds(recipe: Recipe, size: Size, basis: Size, gpus: int, speed: float) -> float:

@@ -6,16 +6,16 @@ import argparse
 import logging
 import signal
 import sys
-from importlib import import_module
 from typing import Any
 
 from launcher.arguments import spelled_out
 from launcher.cluster.process import end_process
-from launcher.commands import SUMMARIES, HelpFormatter, Parser
+from launcher.commands import SUMMARIES, HelpFormatter, Parser, add_commands
 from launcher.terminal import forgive, say
 
 _EXAMPLES = """\
 examples:
+  scl init photographs             a recipe for one's own images, and what to type next
   scl pack digits --out runs/data/digits
   scl train --recipe recipes/digits_scl.yaml
   scl train --recipe recipes/digits_scl.yaml --set method.lam=0.2 --set run_dir=runs/lam0.2
@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     asked = next((word for word in arguments if word in SUMMARIES), "")
-    options = parser(asked).parse_args([*spelled_out(arguments)])
+    words = spelled_out(arguments, top_level=asked == "train")
+    options = parser(asked).parse_args([*words])
     from launcher.errors import UserError
 
     try:
@@ -71,12 +72,7 @@ def parser(asked: str | None = None) -> Parser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action=_Version, help="say which version this is")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, summary in SUMMARIES.items():
-        if asked in (None, name):
-            import_module(f"launcher.commands.{name}").add(commands)
-        else:
-            commands.add_parser(name, help=summary)
+    add_commands(parser, asked)
     return parser
 
 

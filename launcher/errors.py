@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import errno
+import sys
 
-from data.errors import UserError
+try:
+    from data.errors import UserError
+except ImportError as error:
+    other = sys.modules.get("data")
+    if other is None:
+        raise
+    place = other.__file__ or next(iter(other.__path__))
+    raise ImportError(
+        f"'data' is {place} here, which comes before SCL's package of that name: take it off the "
+        "path (PYTHONPATH, the folder Python is started in), or install SCL from a wheel, not as "
+        "editable: it has no package of such a name then"
+    ) from error
 
 __all__ = ["RunError", "UsageError", "UserError", "disk_refusal"]
 

@@ -8,15 +8,89 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+# Where these are set, output ends up in a log file, even if it looks like a terminal.
+_BATCH_VARIABLES = ("SLURM_JOB_ID", "CI")
+_CLEAR_LINE = "\r\x1b[K"
 
 
 def say(text: str) -> None:
-    """One line to stderr, at once: it must be there when the process is killed next."""
-    print(text, file=sys.stderr, flush=True)
+    """One line to stderr, at once: it must be there when the process is killed next.
+
+    On a terminal it takes the place of a progress bar, whichever process has drawn that.
+    """
+    begin = "" if is_plain(sys.stderr) else _CLEAR_LINE
+    print(f"{begin}{text}", file=sys.stderr, flush=True)
+
+
+def is_plain(stream: TextIO) -> bool:
+    """Whether `stream` shall get plain lines, without control characters."""
+    if any(os.environ.get(name) for name in _BATCH_VARIABLES):
+        return True
+    return os.environ.get("TERM") == "dumb" or not stream.isatty()
+
+
+class Waiting:
+    """While it is open, says now and then what is waited for, and for how long it has been.
+
+    To stderr, after 5 s and then ever more rarely; nothing if all is done sooner. It has a thread:
+    to be closed before the process forks.
+    """
+
+    def __init__(self, doing: str, hint: str = "") -> None:
+        self._doing, self._hint = doing, hint
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="waiting", daemon=True)
+
+    def __enter__(self) -> Waiting:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        pace = Pace()
+        while not self._closed.wait(max(0.0, pace.next_at - pace.seconds)):
+            if pace.is_due():
+                say(f"{self._doing}: {pace.seconds:.0f} s so far{self._hint}")
+
+
+class Pace:
+    """When to say again that something still goes on: after 5 s, and then ever more rarely."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._moments = moments()
+        self.next_at = next(self._moments)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    def is_due(self) -> bool:
+        """Whether to say so now; once for each moment."""
+        if self.seconds < self.next_at:
+            return False
+        self.next_at = next(at for at in self._moments if at > self.seconds)
+        return True
+
+
+def moments() -> Iterator[float]:
+    """In seconds from the beginning; from the first minute on, once a minute."""
+    yield from (5.0, 10.0, 20.0, 40.0)
+    for minute in itertools.count(1):
+        yield 60.0 * minute
 
 
 def forgive() -> None:

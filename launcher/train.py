@@ -18,10 +18,19 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
-    # Started as a file: the packages of the repository are beside this one.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    # Started as a file: where its package lies comes first on the path, in place of its folder,
+    # whose files are no modules.
+    root = Path(__file__).resolve().parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    sys.path[0] = str(root)
 
-from launcher.arguments import add_recipe_options, spelled_out
+from launcher.arguments import (
+    add_continue_with,
+    add_recipe_options,
+    changing,
+    spelled_out,
+)
 from launcher.terminal import forgive, say
 
 
@@ -33,13 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
         prog="launcher/train.py", description="One rank of a training run; see also `scl train`."
     )
     add_recipe_options(parser)
+    add_continue_with(parser)
     # DeepSpeed's launcher adds it; the environment, which it sets too, says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args([*spelled_out(sys.argv[1:] if arguments is None else arguments)])
+    words = spelled_out(sys.argv[1:] if arguments is None else arguments, top_level=True)
+    options = parser.parse_args([*words])
 
     from launcher.cluster.world import find_world
     from launcher.errors import UserError
     from launcher.recipe.load import load_recipe
+    from launcher.recipe.trial import as_trial
     from launcher.run.prepare import prepare
     from launcher.run.rank import run_rank
 
@@ -51,9 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     return run_rank(
         world,
         lambda: prepare(
-            load_recipe(options.recipe, options.overrides),
+            as_trial(load_recipe(options.recipe, [*options.overrides, *options.continue_with])),
             world.world_size,
             is_main=world.is_main,
+            changing=changing(options),
         ),
     )
 

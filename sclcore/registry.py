@@ -38,7 +38,7 @@ def _installed() -> tuple[tuple[str, type[Method]], ...]:
 
 def _modules() -> Iterator[ModuleType]:
     for module in pkgutil.iter_modules(sclcore.methods.__path__):
-        yield import_module(f"sclcore.methods.{module.name}")
+        yield import_module(f"{sclcore.methods.__name__}.{module.name}")
 
 
 def _declared(module: ModuleType) -> Iterator[type[Method]]:

@@ -15,5 +15,5 @@
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 # Every rank is to speak, whatever the first one says.
 export SLURM_KILL_BAD_EXIT=0
-exec bash slurm/ranks.sh -m launcher.cli doctor --cluster \
-    --set "run_dir=${SCL_RUNS:-runs}/${SLURM_JOB_NAME:-doctor}-$SLURM_JOB_ID"
+export SCL_RUN=${SLURM_JOB_NAME:-doctor}-$SLURM_JOB_ID
+exec bash slurm/ranks.sh doctor --cluster

@@ -22,4 +22,4 @@
 # that has ended can be continued by another: SCL_ARGS="--set run_dir=runs/resnet50_scl-JOBID"
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 export SCL_RECIPE=${SCL_RECIPE:-recipes/resnet50_scl.yaml}
-exec bash slurm/train.sh
+exec bash slurm/train.sh train

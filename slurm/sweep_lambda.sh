@@ -28,5 +28,5 @@ if [[ -z $lambda ]]; then
 fi
 sweep=${SLURM_JOB_NAME:-sweep_lambda}-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
 export SCL_RUN=$sweep/lam$lambda
-exec bash slurm/train.sh --set "method.lam=$lambda" --set "name=lam$lambda" \
+exec bash slurm/train.sh train --set "method.lam=$lambda" --set "name=lam$lambda" \
     --set "tracking.group=$sweep"

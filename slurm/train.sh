@@ -1,12 +1,13 @@
 #!/bin/bash
-# What the jobs have in common: train SCL_RECIPE, save and requeue when time runs out. Further
-# arguments go to launcher/train.py. Called by the scripts that sbatch is given, never by hand.
+# What the jobs have in common: `bash slurm/train.sh train …` or `… sweep …` runs `scl train …` or
+# `scl sweep …` as the ranks of the job, which save and are requeued when time runs out. Called by
+# the scripts that sbatch is given, never by hand.
 set -euo pipefail
 
 # A dead rank ends the step at once.
 export SLURM_KILL_BAD_EXIT=1
-run=${SCL_RUN:-${SLURM_JOB_NAME:-scl}-$SLURM_JOB_ID}
-bash slurm/ranks.sh -m launcher.train --set "run_dir=${SCL_RUNS:-runs}/$run" "$@" &
+export SCL_RUN=${SCL_RUN:-${SLURM_JOB_NAME:-scl}-$SLURM_JOB_ID}
+bash slurm/ranks.sh "$@" &
 step=$!
 
 # Slurm's notice that time is running out (--signal): srun passes it on, the ranks save and stop.

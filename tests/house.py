@@ -30,6 +30,8 @@ FLOORS = {
     ],
     "sclcore": [
         "lazy",
+        "choice",
+        "courses",
         "schedule",
         "sharing",
         "optim",
@@ -63,6 +65,7 @@ FLOORS = {
         "doctor",
         "start",
         "shrink",
+        "api",
         "commands",
         "cli",
         "train",

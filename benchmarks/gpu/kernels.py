@@ -36,11 +36,11 @@ def run(measuring: Measuring) -> None:
         return
     shapes = dict(list(SHAPES.items())[2:3]) if measuring.is_rehearsal else SHAPES
     worst = 0.0
-    for (name, shape), rule, proxy in product(shapes.items(), RULES, PROXIES):
+    for (name, (shape, cut)), rule, proxy in product(shapes.items(), RULES, PROXIES):
         if not measuring.has(2):
             measuring.add("cases left out for lack of time, from", f"{name}, {rule}, {proxy}")
             return
-        error, flips = _errors(measuring.device, kernel, *shape, RULES[rule], proxy)
+        error, flips = _errors(measuring.device, kernel, shape, cut, RULES[rule], proxy)
         ratio = error["fused"] / max(error["reference"], 1e-12)
         worst = max(worst, ratio)
         measuring.add(f"{name}, {rule}, {proxy}: error of the fused step", error["fused"], "of rms")
@@ -69,6 +69,7 @@ def _errors(
         weight_decay=1e-3,
         mask_lr=0.02,
         mask_momentum=0.8,
+        mask_restart=0.1 if rule[1] else 0.0,
         proxy=proxy,
         price=0.05,
         noise=0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import timm
 import torch
@@ -24,7 +25,7 @@ def run(measuring: Measuring) -> None:
         if not measuring.has(10):
             measuring.add("left out for lack of time, from", name)
             return
-        kinds = {"depth": 2} if measuring.is_rehearsal else {}
+        kinds: dict[str, Any] = {"depth": 2} if measuring.is_rehearsal else {}
         model = timm.create_model(name, num_classes=1000, **kinds).eval()
         weights = sum(p.numel() for p in model.parameters())
         lost = to_semi_structured(model)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
-import timm.optim
 import torch
+from timm.optim._optim_factory import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -141,7 +141,7 @@ def scl(model: nn.Module) -> Optimizer:
 
 
 def timms(model: nn.Module) -> Optimizer:
-    return timm.optim.create_optimizer_v2(model, "sgd", lr=LR, momentum=0.9, weight_decay=1e-4)
+    return create_optimizer_v2(model, "sgd", lr=LR, momentum=0.9, weight_decay=1e-4)
 
 
 def _peak(build: Callable[[], Callable[[], object]], device: torch.device) -> int:

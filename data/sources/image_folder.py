@@ -8,7 +8,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.sources.left_out import DEFAULT_SHARE, Collector, check_share, some
-from data.sources.listing import check_not_empty, class_folders, folders_in, list_images
+from data.sources.listing import check_not_empty, class_folders, folders_in, list_images, readable
 from data.sources.source import FileReader, Reader, Source, held_out
 
 _USUAL_FRACTION = 0.1
@@ -72,7 +72,13 @@ def imagefolder(
     check_share(str(folder), taken, left_out.listed(), leave_out)
     name = folder.resolve().name
     return Source(
-        "imagefolder", name, classes, splits, options, left_out=left_out.listed(), notes=notes
+        "imagefolder",
+        name,
+        [*map(readable, classes)],
+        splits,
+        options,
+        left_out=left_out.listed(),
+        notes=notes,
     )
 
 

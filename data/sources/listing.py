@@ -38,6 +38,17 @@ def class_folders(root: Path) -> list[str]:
     return names
 
 
+def readable(name: str) -> str:
+    """The name of a file as text: UTF-8, whatever encoding the locale has, if its bytes are that.
+
+    So that a class is called the same by machines of other locales.
+    """
+    try:
+        return os.fsencode(name).decode("utf-8")
+    except UnicodeDecodeError:
+        return name
+
+
 def list_images(
     root: Path,
     classes: Sequence[str],

@@ -24,7 +24,7 @@ from data.errors import DataError
 POLL_SECONDS = 2
 STUCK_SECONDS = 120
 # By the server of workers; multiprocessing says nothing of a name that it cannot import.
-PRELOADED = ("data.stream.preloaded",)
+PRELOADED = (f"{__package__}.preloaded",)
 _RANKS_SIGNALS = {
     signal.SIGINT,
     signal.SIGTERM,

@@ -6,7 +6,7 @@ import importlib
 
 from PIL import Image
 
-importlib.import_module("data.stream.pipeline")
+importlib.import_module(f"{__package__}.pipeline")
 # numpy imports it when it is first asked for; torch seeds it in each worker.
 importlib.import_module("numpy.random")
 # Pillow imports what reads a format when it first meets one, each worker for itself.

@@ -74,7 +74,7 @@ def _row(manifest: Manifest) -> list[str]:
         density = percent(result.live / result.connections if result.connections else 1.0)
         achieved = [f"{result.top1:.2%}", density, f"{result.live:,}"]
     return [
-        f"{manifest.step / meta['steps_per_epoch']:.2f}",
+        f"{(manifest.step - meta['progress'].get('shift', 0)) / meta['steps_per_epoch']:.2f}",
         *achieved,
         in_units(sum(file.bytes for file in manifest.files.values())),
         str(meta["environment"]["world_size"]),

@@ -8,9 +8,11 @@ often means another address than to its peers.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
+import time
 from datetime import timedelta
 
 import torch
@@ -19,6 +21,10 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from launcher.cluster.world import World
 from launcher.errors import RunError, UsageError
+from launcher.terminal import Pace, Waiting, say
+
+_POLL_S = 0.02
+_SHOWN = 8
 
 
 def join(world: World, backend: str, device: torch.device, timeout: timedelta) -> None:
@@ -27,13 +33,15 @@ def join(world: World, backend: str, device: torch.device, timeout: timedelta) -
     Raises RunError when rank 0, or another, is not there in time.
     """
     try:
-        store = PrefixStore("ranks", open_store(world, timeout))
+        with _waiting_for_rank_0(world, timeout):
+            store = PrefixStore("ranks", open_store(world, timeout))
     except dist.DistNetworkError as error:
         raise RunError(
             f"nobody answers at {world.master_addr}, port {world.master_port}: rank 0 has ended or "
             "did not start, and its output says why, or MASTER_ADDR and MASTER_PORT do not lead "
             "to it from here"
         ) from error
+    _wait_for_all(world, store, timeout)
     try:
         dist.init_process_group(
             backend,
@@ -50,6 +58,55 @@ def join(world: World, backend: str, device: torch.device, timeout: timedelta) -
             f"{world.master_port}, within {timeout.total_seconds():.0f} s: one has ended or did "
             "not start, and its output says why"
         ) from error
+
+
+def _waiting_for_rank_0(world: World, timeout: timedelta) -> contextlib.AbstractContextManager:
+    """Says that rank 0 is waited for; one rank of each machine does."""
+    if world.is_main or world.local_rank > 1 or (world.local_rank == 1 and world.rank > 1):
+        return contextlib.nullcontext()
+    return Waiting(
+        f"rank {world.rank} waits for rank 0 at {world.master_addr}, port {world.master_port}",
+        f", at most {timeout.total_seconds():.0f} s (engine.timeout_s)",
+    )
+
+
+def _wait_for_all(world: World, store: PrefixStore, timeout: timedelta) -> None:
+    """Let rank 0 wait for the others, and say now and then for whom. Collective.
+
+    Raises RunError when some are not there in time.
+    """
+    store.set(f"here/{world.rank}", "")
+    if not world.is_main:
+        return
+    missing = [*range(1, world.world_size)]
+    pace, limit = Pace(), timeout.total_seconds()
+    where = f"{world.master_addr}, port {world.master_port}"
+    while missing:
+        if store.check([f"here/{missing[0]}"]):
+            del missing[0]
+            continue
+        is_over = pace.seconds > limit
+        if is_over or pace.is_due():
+            missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
+        elif missing:
+            time.sleep(_POLL_S)
+            continue
+        if missing and is_over:
+            raise RunError(
+                f"not all {world.world_size} ranks came to {where}, within {limit:.0f} s: "
+                f"{_ranks(missing)} did not start, or ended, and its output says why"
+            )
+        if missing:
+            say(
+                f"waiting for {_ranks(missing)} of {world.world_size} at {where}: "
+                f"{pace.seconds:.0f} s so far, at most {limit:.0f} s (engine.timeout_s)"
+            )
+
+
+def _ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:_SHOWN]))
+    more = f" and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}{more}"
 
 
 def open_store(world: World, timeout: timedelta) -> TCPStore:

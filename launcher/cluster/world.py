@@ -1,4 +1,4 @@
-"""Who am I: a rank of DeepSpeed's launcher, of torchrun, of srun, or a process on its own."""
+"""Who am I: a rank of deepspeed, torchrun, srun or of somebody's own, or a process by itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launcher.errors import UsageError
+
+# What only one launcher sets, beside the variables of a rank that all of them set.
+_LAUNCHERS = {"TORCHELASTIC_RUN_ID": "torchrun", "CROSS_RANK": "deepspeed"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
             world_size=_number(env, "WORLD_SIZE"),
             master_addr=env.get("MASTER_ADDR", "127.0.0.1"),
             master_port=_number(env, "MASTER_PORT", default=29500),
-            source="environment",
+            source=_launcher_of(env),
         )
     if "SLURM_STEP_NUM_TASKS" in env and "SLURM_PROCID" in env:
         return World(
@@ -84,6 +87,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _launcher_of(env: Mapping[str, str]) -> str:
+    """Who started a rank that has RANK and WORLD_SIZE; `by hand` where no launcher shows."""
+    return next((name for variable, name in _LAUNCHERS.items() if variable in env), "by hand")
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from rich_argparse import RawDescriptionRichHelpFormatter
@@ -12,19 +13,23 @@ Commands = argparse._SubParsersAction
 
 # Here, so that `scl --help` imports none of the modules.
 SUMMARIES = {
+    "init": "look at a folder of images and write a recipe for it",
     "train": "train a recipe, on as many ranks of this machine as asked",
     "sweep": "train many runs: settings × seeds of one or more recipes",
     "forecast": "predict the density that each λ would leave",
     "retrain": "train the structure that a run found anew: its masks fixed, other weights",
     "eval": "evaluate the written model of a run",
+    "predict": "say which classes images are of, by the written model of a run",
     "report": "draw the pictures of a run, show its table; also while it is trained",
-    "recipe": "list every key of a recipe with default and meaning",
+    "recipe": "list every key of a recipe with choices, default and meaning",
+    "completion": "print what completes `scl` in a shell: bash or zsh",
     "compare": "compare runs: table, Pareto front, curves, layers",
     "checkpoint": "list, verify, prune and convert the checkpoints of a run",
     "export": "write a model in formats that others read",
     "shrink": "make a trained network smaller: fewer features, or a latency to keep",
     "bench": "measure how long a model takes on this machine",
     "pack": "pack images into WebDataset shards with a manifest",
+    "slurm": "write the scripts that sbatch takes into this folder",
     "doctor": "check shards: manifest, index, checksums, every image",
 }
 
@@ -55,6 +60,16 @@ class HelpFormatter(RawDescriptionRichHelpFormatter):
     def __init__(self, prog: str, **options: Any) -> None:
         options.setdefault("max_help_position", 28)
         super().__init__(prog, **options)
+
+
+def add_commands(parser: argparse.ArgumentParser, asked: str | None = None) -> None:
+    """Give `parser` all commands; the options of `asked` alone, or of all."""
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, summary in SUMMARIES.items():
+        if asked in (None, name):
+            import_module(f"{__package__}.{name}").add(commands)
+        else:
+            commands.add_parser(name, help=summary)
 
 
 def add_group(

@@ -14,6 +14,7 @@ formats, several with commas between them:
   state_dict   the same as PyTorch's own file (torch.load with weights_only=True)
   onnx         the graph, for onnxruntime and its kin; any batch size
   torch        the graph as .pt2 (torch.export.load)
+  native       C source, library and weights for the CPU: live weights alone are computed
   csv          connections, density and MACs of each layer
   compact      positions and values of what is not zero: the smallest file of unshared weights
   ham, sham    few values a layer as Huffman codewords, by --share; all elements, or the live
@@ -32,10 +33,14 @@ def add(commands: Commands) -> None:
     parser.add_argument("--format", required=True, metavar="FORMAT[,FORMAT…]", help="see below")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must be new")
     parser.add_argument(
-        "--remove-dead", action="store_true", help="onnx, torch: without features that are dead"
+        "--remove-dead",
+        action="store_true",
+        help="graphs (onnx, torch, native): without features that are dead",
     )
     parser.add_argument(
-        "--fold-bn", action="store_true", help="onnx, torch: batch norm in the layer before it"
+        "--fold-bn",
+        action="store_true",
+        help="onnx, torch: batch norm in the layer before it (native always)",
     )
     parser.add_argument(
         "--values",

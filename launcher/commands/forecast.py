@@ -36,7 +36,6 @@ def add(commands: Commands) -> None:
 
 def _forecast(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
-    from launcher.folder.results import percent
     from launcher.recipe.load import load_recipe
 
     if not 0 < options.share < 1:
@@ -46,9 +45,7 @@ def _forecast(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
 
     # Not before the recipe is known to be sound: it imports torch, which takes seconds.
-    from launcher.start.forecast import forecast_recipe
+    from launcher.start.forecast import as_table, forecast_recipe
 
-    print(f"{'λ':>10}  {'density':>9}  {'MACs':>9}")
-    for row in forecast_recipe(recipe, options.lam, options.share):
-        print(f"{row.lam:>10.4g}  {percent(row.density):>9}  {percent(row.macs):>9}")
+    print("\n".join(as_table(forecast_recipe(recipe, options.lam, options.share))))
     return 0

@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
         metavar="SOURCE",
     )
     _add_digits(sources)
+    _add_glyphs(sources)
     _add_imagenet(sources)
     _add_imagefolder(sources)
     _add_huggingface(sources)
@@ -46,6 +47,25 @@ def _add_digits(sources: Commands) -> None:
         _pack_digits,
         "pack scikit-learn's 1,797 digits (no download)",
         _more("digits"),
+    )
+    _add_packing_options(parser)
+
+
+def _add_glyphs(sources: Commands) -> None:
+    parser = add_command(
+        sources,
+        "glyphs",
+        _pack_glyphs,
+        "pack the letters and digits of the fonts installed here (20,026 images, 62 classes)",
+        _more("glyphs"),
+    )
+    parser.add_argument(
+        "--fonts",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="a folder with fonts, instead of /usr/share/fonts and /usr/local/share/fonts; may be "
+        "repeated",
     )
     _add_packing_options(parser)
 
@@ -205,6 +225,18 @@ def _pack_digits(options: argparse.Namespace) -> int:
     from data.sources.digits import digits
 
     return _pack(options, digits)
+
+
+def _pack_glyphs(options: argparse.Namespace) -> int:
+    from data.packing.claim import check_kind
+    from data.sources.glyphs import FOLDERS, glyphs
+
+    def source() -> Source:
+        # Drawing takes a while: nothing of that for a folder that will be refused.
+        check_kind(options.out, "glyphs")
+        return glyphs(options.fonts or FOLDERS)
+
+    return _pack(options, source)
 
 
 def _pack_imagenet(options: argparse.Namespace) -> int:

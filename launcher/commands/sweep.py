@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from launcher.arguments import add_overrides
 from launcher.commands import SUMMARIES, Commands, add_command
+
+if TYPE_CHECKING:
+    from launcher.start.sweep import SweepRun
 
 _MORE = """\
 The file:
@@ -21,8 +26,11 @@ The file:
 Nine and three runs, in runs/lambdas/digits_scl-lam0.2-seed0 and so on. What is finished is left
 alone and what was interrupted continues, so the same command goes on after anything.
 
-example:
-  scl sweep recipes/paper/lambda.yaml --dry-run"""
+examples:
+  scl sweep recipes/paper/lambda.yaml --dry-run
+  scl sweep recipes/paper/lambda.yaml --task 3    as a task of a cluster's array does
+
+Under Slurm: SCL_SWEEP=recipes/paper/lambda.yaml sbatch --array=0-7 slurm/sweep.sh"""
 
 
 def add(commands: Commands) -> None:
@@ -34,25 +42,41 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything and list the runs; start none"
     )
+    parser.add_argument(
+        "--task",
+        type=int,
+        metavar="N",
+        help="train the N-th run alone, from 0, as scl train does; also as a rank of srun's",
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="where the folder of the sweep is (default: runs)"
+    )
+    add_overrides(parser)
 
 
 def _sweep(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
+    from launcher.recipe.shipped import find_recipe
     from launcher.start.sweep import load_sweep, plan_sweep
     from launcher.terminal import say
 
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs is {options.jobs}; it must be at least 1")
-    sweep = load_sweep(options.file)
-    runs = plan_sweep(sweep, options.file)
+    file = find_recipe(options.file)
+    sweep = load_sweep(file, options.runs)
+    runs = plan_sweep(sweep, file, options.overrides)
+    if options.task is not None:
+        return _train_one(runs, options.task, options.file)
 
     # Not before all recipes are known to be sound: it imports torch, which takes seconds.
     from launcher.start.sweep_jobs import check_runs, default_jobs, run_all
 
     standings = check_runs(runs)
     if options.dry_run:
-        for standing in standings:
-            print(f"{standing.run.recipe.folder}  ({standing.phrase})")
+        for number, standing in enumerate(standings):
+            print(f"{number:>3}  {standing.run.recipe.folder}  ({standing.phrase})")
+        last = len(standings) - 1
+        say(f"under Slurm: SCL_SWEEP={options.file} sbatch --array=0-{last} slurm/sweep.sh")
         return 0
     jobs = options.jobs or default_jobs(runs)
     left = sum(not standing.finished for standing in standings)
@@ -60,3 +84,21 @@ def _sweep(options: argparse.Namespace) -> int:
     code = run_all(standings, jobs)
     say(f"to compare them: scl compare {sweep.folder}")
     return code
+
+
+def _train_one(runs: list[SweepRun], number: int, file: Path) -> int:
+    from launcher.cluster.world import find_world
+    from launcher.errors import UsageError
+    from launcher.terminal import say
+
+    if not 0 <= number < len(runs):
+        raise UsageError(
+            f"--task {number}: {file} has {len(runs)} runs, 0 to {len(runs) - 1}; a job array of "
+            f"all is --array=0-{len(runs) - 1}"
+        )
+    run = runs[number]
+    if find_world().is_main:
+        say(f"{run.name}: checking the data and the model")
+    from launcher.start.train import train
+
+    return train(run.recipe)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from launcher.compare.configurations import Comparison, Configuration
-from launcher.compare.figures import PANEL, Titles, figure_of, looks, put_legend
+from launcher.compare.figures import PANEL, Titles, columns_of, figure_of, looks, put_legend
 from launcher.folder.results import Course, Run
 from launcher.reports.style import GREY, accuracy_axis, bare, by_epoch, density_axis, heading
 
@@ -51,7 +51,8 @@ class Band:
 def courses(comparison: Comparison) -> Figure:
     """The three panels side by side, with the configurations named below."""
     handles = legend(comparison)
-    rows = -(-len(handles) // _LEGEND_COLUMNS)
+    columns = columns_of(handles, _LEGEND_COLUMNS, len(PANELS) * PANEL[0])
+    rows = -(-len(handles) // columns)
     figure, axes = figure_of(len(PANELS), height=PANEL[1] + 0.1 + rows * _LEGEND_ROW_IN)
     for panel, axis in zip(PANELS, axes, strict=True):
         draw_courses(axis, comparison, panel)

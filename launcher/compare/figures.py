@@ -35,6 +35,8 @@ DPI = 100
 _FRONT: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 2))}
 _ACCURACY_TICKS = (0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1)
 _WORDS = {"density": "density", "macs": "MACs", "top1": "top-1"}
+# Of a legend's names, and of what stands before each and between two.
+_LETTER_IN, _HANDLE_IN = 0.085, 0.6
 PANEL = (5.6, 4.0)
 """Inches of one panel."""
 
@@ -78,17 +80,26 @@ def accuracy(comparison: Comparison) -> Figure:
     figure, (density, macs) = figure_of(2, height=PANEL[1] + 0.3)
     draw_accuracy(density, comparison, "density")
     draw_accuracy(macs, comparison, "macs")
-    put_legend(figure, legend(comparison), columns=7)
+    put_legend(figure, legend(comparison), 7)
     return figure
 
 
-def put_legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
-    """Below everything else. Names are shown as they are: one may begin with _ or hold a $."""
+def columns_of(handles: Sequence[Artist], most: int, width: float) -> int:
+    """How many columns, at most, a legend may have in `width` inches for its names to be whole."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    return max(1, min(most, int(width / (_LETTER_IN * longest + _HANDLE_IN))))
+
+
+def put_legend(figure: Figure, handles: Sequence[Artist], most: int) -> None:
+    """Below everything else, in `most` columns or as many as there is room for.
+
+    Names are shown as they are: one may begin with _ or hold a $.
+    """
     drawn = figure.legend(
         handles=handles,
         labels=["?"] * len(handles),
         loc="outside lower center",
-        ncols=columns,
+        ncols=columns_of(handles, most, figure.get_figwidth()),
         frameon=False,
         fontsize=9.5,
         labelcolor=INK,

@@ -32,13 +32,14 @@ _SIGNS = {
     "p": "⬟",
     "h": "⬢",
     "8": "⯃",
+    "H": "⬣",
 }
 
 
 def page(comparison: Comparison) -> str:
     """The whole HTML file."""
     about = _about(comparison)
-    template = importlib.resources.files("launcher.compare").joinpath("page.html")
+    template = importlib.resources.files(__package__).joinpath("page.html")
     version = importlib.metadata.version("scl-train")
     colors = {color for color, _ in looks(comparison).values()} - {INK, GREY}
     return Template(template.read_text(encoding="utf-8")).substitute(

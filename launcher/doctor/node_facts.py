@@ -13,6 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from data import stream
 from launcher.cluster.accelerator import accelerator
 from launcher.cluster.world import World
 from launcher.folder.provenance import environment
@@ -25,7 +26,7 @@ _IMPORTED = (
     "timm",
     "deepspeed",
     "webdataset",
-    "data.stream.pipeline",
+    f"{stream.__name__}.pipeline",
     "sclcore",
 )
 _TOKEN_WITHIN_S = 10.0

@@ -40,7 +40,34 @@ def measure(p: Predictions) -> dict[str, Any]:
             {"class": name, "samples": int(here.sum()), "correct": int((p.correct & here).sum())}
             for name, here in zip(p.classes, _by_class(p), strict=True)
         ],
+        "confusions": _confusions(p),
     }
+
+
+def _confusions(p: Predictions) -> list[dict[str, Any]]:
+    """Which class is taken for which other, and how often; the most frequent first."""
+    wrong = p.sound & ~p.correct
+    pairs, counts = np.unique(
+        np.stack([p.label[wrong], p.predicted[wrong]]), axis=1, return_counts=True
+    )
+    order = np.argsort(-counts, kind="stable")
+    return [
+        {
+            "class": p.classes[pairs[0, k]],
+            "predicted": p.classes[pairs[1, k]],
+            "samples": int(counts[k]),
+        }
+        for k in order
+    ]
+
+
+def confusion_matrix(results: dict[str, Any]) -> np.ndarray:
+    """Samples [class, predicted class] of what `measure` returned, in order of the classes."""
+    place = {row["class"]: k for k, row in enumerate(results["classes"])}
+    matrix = np.diag([row["correct"] for row in results["classes"]])
+    for row in results["confusions"]:
+        matrix[place[row["class"]], place[row["predicted"]]] += row["samples"]
+    return matrix
 
 
 def _calibration(p: Predictions) -> list[dict[str, Any]]:

@@ -1,24 +1,71 @@
-"""The picture of an evaluation: reliability, and the change of each class."""
+"""The pictures of an evaluation: reliability, the change of each class, who is taken for whom."""
 
 from __future__ import annotations
 
 import io
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
+from launcher.evaluation.measures import confusion_matrix
 from launcher.reports.style import GREY, INK, PALE, bare, heading, look_of, short
 
 # More bars than this cannot be told apart; the table and the file have all classes.
 _BARS = 24
+# So many classes can be named in a confusion matrix, and so many can have numbers in its fields.
+_NAMED, _COUNTED = 80, 24
 
 
 def draw(report: dict[str, Any]) -> bytes:
     """PNG of a report of `launcher.evaluation.report`."""
+    return _png(figure_of(report))
+
+
+def draw_confusion(report: dict[str, Any]) -> bytes:
+    """PNG of the confusion matrix of a report."""
+    return _png(confusion_figure(report))
+
+
+def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
-    figure_of(report).savefig(file, format="png")
+    figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def confusion_figure(report: dict[str, Any]) -> Figure:
+    """Which class is taken for which: the share of each class's samples, row by row."""
+    results = report["results"]
+    matrix = confusion_matrix(results)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    count = len(matrix)
+    side = min(12.0, 3.5 + 0.22 * count)
+    figure = Figure(figsize=(side + 1.2, side), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    heading(axes, "Which class is taken for which")
+    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    bar = figure.colorbar(shown, ax=axes, shrink=0.7, format=PercentFormatter(1, decimals=0))
+    bar.set_label("share of the class", color=GREY)
+    axes.set_xlabel("predicted", color=GREY)
+    axes.set_ylabel("class", color=GREY)
+    axes.tick_params(length=0, labelcolor=GREY)
+    if count > _NAMED:
+        # Nobody could read so many names.
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return figure
+    names = [short(row["class"]) for row in results["classes"]]
+    size = 9 if count <= 24 else 6
+    axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), names, fontsize=size)
+    if count <= _COUNTED:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            colour = "white" if shares[row, column] > 0.6 else INK
+            text = f"{matrix[row, column]:,}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
+    return figure
 
 
 def figure_of(report: dict[str, Any]) -> Figure:

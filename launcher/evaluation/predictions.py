@@ -20,6 +20,7 @@ from launcher.models.cut import cut_in
 from launcher.models.weights import read_state
 from launcher.recipe.load import load_recipe
 from launcher.recipe.recipe import Recipe
+from launcher.terminal import Pace, say
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ def predict_run(
     recipe = load_recipe(run / "recipe.yaml")
     config = recipe.data if data is None else recipe.data.model_copy(update={"path": data})
     known = known_of(run, recipe)
-    network = _load(recipe, known, model or run, run)
+    network = load_network(recipe, known, model or run, run)
     samples = open_samples(config, known, split)
     return _predict(network, samples, known, run.resolve().name)
 
 
-def _load(recipe: Recipe, known: Known, weights: Path, run: Path) -> torch.nn.Module:
+def load_network(recipe: Recipe, known: Known, weights: Path, run: Path) -> torch.nn.Module:
+    """The network of a run with `weights`, in evaluation mode, where it computes."""
     network = create_model(
         recipe.model,
         num_classes=len(known.classes),
@@ -90,7 +92,11 @@ def _predict(network: torch.nn.Module, samples: Samples, known: Known, run: str)
         "sound": np.zeros(count, np.bool_),
     }
     seen = np.zeros(count, np.int64)
+    pace = Pace()
     for batch in samples.batches:
+        if pace.is_due():
+            done = f"{int((seen > 0).sum()):,} of {count:,} samples"
+            say(f"evaluating {run}: {done}, {pace.seconds:.0f} s so far")
         labels = batch["label"].to(device)
         logits = network(normalise(batch["image"].to(device), known.image)).double()
         ranked = logits.topk(min(5, logits.shape[1])).indices

@@ -35,9 +35,13 @@ def evaluate(
 
 
 def write(report: dict[str, Any], out: Path) -> list[Path]:
-    """Write `eval.json` and `eval.png` into `out`."""
+    """Write `eval.json`, `eval.png` and `confusion.png` into `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    content = (json.dumps(report, indent=1, ensure_ascii=False) + "\n", picture.draw(report))
+    content = (
+        json.dumps(report, indent=1, ensure_ascii=False) + "\n",
+        picture.draw(report),
+        picture.draw_confusion(report),
+    )
     for name, values in zip(FILES, content, strict=True):
         atomic_write(out / name, values)
     return [out / name for name in FILES]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launcher.errors import UsageError
 
-FILES = ("eval.json", "eval.png")
+FILES = ("eval.json", "eval.png", "confusion.png")
 
 
 def check_room(out: Path) -> None:

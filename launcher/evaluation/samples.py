@@ -16,17 +16,20 @@ from torch.utils.data import DataLoader, Dataset
 from data.augmentation.transforms import eval_transform
 from data.errors import DataError
 from data.images.decode import CorruptImage
+from data.packing.encoding import KEEP, Encoding
 from data.shards.manifest import MANIFEST_NAME, ImageStats
 from data.shards.scan import IMAGE_EXTENSIONS
 from data.sources.left_out import Collector
-from data.sources.listing import class_folders, list_images
+from data.sources.listing import class_folders, list_images, readable
 from data.stream.pipeline import DataConfig, eval_stream, open_split
 from launcher.errors import UsageError
+from launcher.folder.provenance import background_of
 from launcher.recipe.recipe import Recipe
 
+ORIGIN_NAME = "origin.json"
 _log = logging.getLogger("data")
 # What is decoded from a file on disk, though packing takes it only converted.
-_READABLE = IMAGE_EXTENSIONS | {"bmp", "gif", "pgm", "ppm", "tif", "tiff"}
+READABLE = IMAGE_EXTENSIONS | {"bmp", "gif", "pgm", "ppm", "tif", "tiff"}
 
 Batch = dict[str, Tensor]
 
@@ -38,6 +41,8 @@ class Known:
     classes: list[str]
     names: list[str]
     image: ImageStats
+    background: str = KEEP
+    """What transparent images were put before when they were packed."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,18 @@ class Samples:
 
 def known_of(run: Path, recipe: Recipe) -> Known:
     """What `run` noted at its start; of a run from before that was noted, what its shards say."""
-    path = run / "origin.json"
-    if path.is_file():
-        data = json.loads(path.read_text(encoding="utf-8"))["data"]
-        image = ImageStats.model_validate(data["image"])
-        return Known(data["classes"], data["class_names"], image)
+    if (run / ORIGIN_NAME).is_file():
+        return read_known(run)
     manifest = open_split(recipe.data, "train").manifest
-    return Known(manifest.classes, manifest.names, manifest.image)
+    return Known(manifest.classes, manifest.names, manifest.image, background_of(manifest) or KEEP)
+
+
+def read_known(run: Path) -> Known:
+    """What `run` noted at its start, which is there."""
+    data = json.loads((run / ORIGIN_NAME).read_text(encoding="utf-8"))["data"]
+    image = ImageStats.model_validate(data["image"])
+    background = data.get("background") or KEEP
+    return Known(data["classes"], data["class_names"], image, background)
 
 
 def open_samples(config: DataConfig, known: Known, split: str) -> Samples:
@@ -118,7 +128,7 @@ class _FolderDataset(Dataset[dict[str, Any]]):
             raise UsageError(f"{folder} is no folder of class folders: {error}") from error
         labels = {name: label for label, name in enumerate(known.names)}
         labels |= {name: label for label, name in enumerate(known.classes)}
-        foreign = [name for name in classes if name not in labels]
+        foreign = [name for name in map(readable, classes) if name not in labels]
         if foreign:
             raise UsageError(
                 f"{folder}/{foreign[0]} is none of the run's {len(labels)} classes (such as "
@@ -126,12 +136,13 @@ class _FolderDataset(Dataset[dict[str, Any]]):
             )
         left_out = Collector()
         self._images = list_images(
-            folder, classes, all_filled=True, left_out=left_out, extensions=_READABLE
+            folder, classes, all_filled=True, left_out=left_out, extensions=READABLE
         )
         for kind in left_out.listed():
             _log.warning("%s in %s", kind, folder)
-        self._labels = [labels[name] for name in classes]
+        self._labels = [labels[readable(name)] for name in classes]
         self._transform = eval_transform(config, known.image)
+        self._encoding = Encoding(background=known.background)
         self._shape = (config.image_size, config.image_size, known.image.channels)
 
     def __len__(self) -> int:
@@ -143,7 +154,7 @@ class _FolderDataset(Dataset[dict[str, Any]]):
         image = torch.zeros(self._shape, dtype=torch.uint8)
         corrupt = 0
         try:
-            self._transform(path.read_bytes(), 0, image)
+            self._transform(self._seen(path.read_bytes()), 0, image)
         except CorruptImage:
             corrupt = 1
         return {
@@ -153,3 +164,13 @@ class _FolderDataset(Dataset[dict[str, Any]]):
             "corrupt": corrupt,
             "valid": True,
         }
+
+    def _seen(self, content: bytes) -> bytes:
+        """The image before the colour that the training data was packed before."""
+        if self._encoding.background == KEEP:
+            return content
+        try:
+            return self._encoding.image(content, "")[0]
+        # Pillow has no one class for what is no image; decoding it will say so.
+        except Exception:
+            return content

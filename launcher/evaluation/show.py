@@ -8,8 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from launcher.evaluation.measures import confusion_matrix
+
 # So many classes of either end are shown; the file has them all.
 _SHOWN = 10
+# Of so many classes the whole matrix fits a terminal.
+_MATRIX = 12
 
 
 def show(report: dict[str, Any], console: Console | None = None) -> None:
@@ -25,6 +29,8 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
     for label, text in _rows(results).items():
         table.add_row(label, text, *([_rows(beside)[label]] if beside else []))
     console.print(table)
+    if results["confusions"]:
+        console.print(_confusions(results))
     if against is None:
         return
     console.print(
@@ -47,6 +53,28 @@ def _rows(results: dict[str, Any]) -> dict[str, str]:
         rows["calibration error"] = f"{100 * results['ece']:.2f} %"
     rows["corrupt"] = f"{results['corrupt']:,}"
     return rows
+
+
+def _confusions(results: dict[str, Any]) -> Table:
+    """The matrix where there are few classes, else the pairs that are mistaken most often."""
+    names = [row["class"] for row in results["classes"]]
+    if len(names) <= _MATRIX:
+        table = Table(title="Which class (rows) is taken for which", title_justify="left")
+        table.add_column("")
+        for name in names:
+            table.add_column(escape(name), justify="right")
+        for name, row in zip(names, confusion_matrix(results).tolist(), strict=True):
+            table.add_row(escape(name), *(f"{count:,}" if count else "·" for count in row))
+        return table
+    table = Table(title="Most often mistaken", title_justify="left")
+    for name in ("class", "for", "samples", "of"):
+        table.add_column(name, justify="left" if name in ("class", "for") else "right")
+    sizes = {row["class"]: row["samples"] for row in results["classes"]}
+    for row in results["confusions"][:_SHOWN]:
+        name = row["class"]
+        cells = (f"{row['samples']:,}", f"{sizes[name]:,}")
+        table.add_row(escape(name), escape(row["predicted"]), *cells)
+    return table
 
 
 def _classes(run: str, against: dict[str, Any]) -> Table:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import UsageError
+from sclcore.kernels.compiler import find_compiler
 
-FORMATS = ("safetensors", "state_dict", "onnx", "torch", "csv", "compact", "ham", "sham", "2:4")
-GRAPHS = ("onnx", "torch")
+FORMATS = (
+    *("safetensors", "state_dict", "onnx", "torch", "native", "csv", "compact", "ham", "sham"),
+    "2:4",
+)
+GRAPHS = ("onnx", "torch", "native")
 CODED = ("ham", "sham")
 SHARINGS = ("kmeans", "pq")
 _MOST_SHARED = 65_536
@@ -46,6 +51,8 @@ def check_options(options: Options) -> None:
             raise UsageError(
                 f"--format onnx needs {', '.join(missing)}: pip install 'scl-train[onnx]'"
             )
+    if "native" in options.formats:
+        _check_compiler()
     for option, given, needed in (
         ("--remove-dead", options.remove_dead, GRAPHS),
         ("--fold-bn", options.fold_bn, GRAPHS),
@@ -55,7 +62,7 @@ def check_options(options: Options) -> None:
     ):
         if given and not set(needed) & set(options.formats):
             raise UsageError(
-                f"{option} changes {' and '.join(needed)} alone (the others hold the tensors that "
+                f"{option} changes {_listed(needed)} alone (the others hold the tensors that "
                 f"the unmodified model loads): add --format {needed[0]}"
             )
     if options.share is not None:
@@ -63,6 +70,20 @@ def check_options(options: Options) -> None:
     out = options.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists: choose another folder, or remove it first")
+
+
+def _check_compiler() -> None:
+    try:
+        find_compiler()
+    except OSError as error:
+        raise UsageError(f"--format native: {error}; install gcc or clang") from error
+    if shutil.which("make") is None:
+        raise UsageError("--format native: there is no make here; install it")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def read_sharing(text: str) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from launcher.errors import UsageError
 from launcher.export.job import Job, Written
 from launcher.export.shared import write_ham, write_sham
-from launcher.export.sizes import compact_sizes
+from launcher.export.sizes import Size, compact_sizes
 from launcher.export.source import Source
 from sclcore import connection_groups, layer_budgets, weight_uses
 from sclcore.export import (
@@ -26,11 +26,14 @@ from sclcore.export import (
     save_state_dict,
 )
 from sclcore.export.graphs import Compared
+from sclcore.export.native import save_native
 from sclcore.export.semi_structured import Pattern, patterns, to_semi_structured
 from sclcore.export.values import rounded
 from sclcore.network.connections import find_connections
 
 _DENSE = "zeros are stored and multiplied like other numbers: as large and as slow as dense"
+# Of the MACs of a network: docs/runtime.md, where the sparse kernel meets a dense engine.
+_DENSE_FROM = 0.4
 
 
 def write_safetensors(job: Job, folder: Path) -> Written:
@@ -61,6 +64,22 @@ def write_onnx(job: Job, folder: Path) -> Written:
     return _graph(path.name, save_onnx(_single(job.graph), path, job.example), job)
 
 
+def write_native(job: Job, folder: Path) -> Written:
+    model = _single(job.graph)
+    compared = save_native(model, folder, job.example, job.about())
+    path = folder / "model.scln"
+    job.add_sizes(folder, [Size("native", path.stat().st_size)])
+    budgets = job.budgets(model)
+    total, live = (sum(getattr(b, key) for b in budgets) for key in ("macs_dense", "macs"))
+    speed = (
+        f"{_millions(live)} of {_millions(total)} million MACs are computed on the CPU: "
+        "scl bench says what that gains here"
+    )
+    if live > _DENSE_FROM * total:
+        speed += "; a network so dense is slower than in a dense engine"
+    return Written(path.name, _ran(compared), speed, asdict(compared))
+
+
 def _single(model: nn.Module) -> nn.Module:
     """`model` in float32, which every runtime has on every machine."""
     if all(p.dtype == torch.float32 for p in model.parameters()):
@@ -69,10 +88,6 @@ def _single(model: nn.Module) -> nn.Module:
 
 
 def _graph(name: str, compared: Compared, job: Job) -> Written:
-    checked = (
-        f"run again: outputs differ by {compared.difference:.1e}, "
-        f"the largest is {compared.scale:.2g}"
-    )
     speed = _DENSE
     if job.graph is not job.source.model:
         macs_before, macs_now = (macs_of(m, job.example[:1]) for m in (job.source.model, job.graph))
@@ -80,7 +95,14 @@ def _graph(name: str, compared: Compared, job: Job) -> Written:
             f"{_millions(macs_now)} of {_millions(macs_before)} million MACs are left to compute, "
             "dense ones"
         )
-    return Written(name, checked, speed, asdict(compared))
+    return Written(name, _ran(compared), speed, asdict(compared))
+
+
+def _ran(compared: Compared) -> str:
+    return (
+        f"run again: outputs differ by {compared.difference:.1e}, "
+        f"the largest is {compared.scale:.2g}"
+    )
 
 
 def macs_of(model: nn.Module, example: Tensor) -> int:
@@ -185,6 +207,7 @@ WRITERS: dict[str, Callable[[Job, Path], Written]] = {
     "state_dict": write_state_dict,
     "onnx": write_onnx,
     "torch": write_torch,
+    "native": write_native,
     "csv": write_csv,
     "compact": write_compact,
     "ham": write_ham,

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from data.config import DataConfig
 from data.files import new_folder, remove_leftovers
 from data.stream.pipeline import ShardDataset
 from launcher.checkpoints.disk_space import shortage
 from launcher.errors import RunError, UsageError
+from launcher.evaluation.samples import ORIGIN_NAME, read_known
 from launcher.export.asked import ONNX, Options, check_options
 from launcher.export.formats import WRITERS
 from launcher.export.job import Job, Written
@@ -136,7 +138,7 @@ def _report(
             "step": source.step,
             "finished": source.finished,
         },
-        "network": source.network.as_dict() | _normalisation(source, job.options.data),
+        "network": source.network.as_dict() | _of_images(source, job.options.data),
         "connections": total,
         "live": live,
         "density": live / total if total else 1.0,
@@ -152,14 +154,28 @@ def _report(
     }
 
 
-def _normalisation(source: Source, data: str | None) -> dict[str, Any]:
-    """What images are normalised by, where the shards are at hand to say it."""
+def _of_images(source: Source, data: str | None) -> dict[str, Any]:
+    """How images become inputs and outputs names, where a run or shards at hand say it."""
     validation = source.validation_set(data)
-    if validation is None:
+    if validation is not None:
+        dataset: ShardDataset = validation[0]
+        stats, names = dataset.manifest.image, dataset.manifest.names
+    elif source.run is not None and (source.run / ORIGIN_NAME).is_file():
+        known = read_known(source.run)
+        stats, names = known.image, known.names
+    else:
         return {}
-    dataset: ShardDataset = validation[0]
-    stats = dataset.manifest.image
-    return {"mean": stats.mean, "std": stats.std, "classes": dataset.manifest.names}
+    values = (source.recipe or {}).get("data") or {}
+    config = DataConfig.model_validate(
+        {"path": "", **values, "image_size": source.network.image_size}
+    )
+    return {
+        "shorter_side": round(config.image_size / config.eval_crop_ratio),
+        "interpolation": config.interpolation,
+        "mean": stats.mean,
+        "std": stats.std,
+        "classes": names,
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ from launcher.cluster.world import World
 from launcher.recipe.model import CUT_FILE
 from launcher.recipe.recipe import Recipe
 
+_ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "webdataset", "wandb", "numpy")
 
 
@@ -47,9 +48,15 @@ def write_origin(folder: Path, initial_weights_hash: str, manifest: Manifest) ->
             "classes": manifest.classes,
             "class_names": manifest.names,
             "image": manifest.image.model_dump(),
+            "background": background_of(manifest),
         },
     }
     atomic_write(folder / "origin.json", json.dumps(origin, indent=1, ensure_ascii=False) + "\n")
+
+
+def background_of(manifest: Manifest) -> str | None:
+    """The colour that transparent images were put before when they were packed, if any."""
+    return manifest.source.get("options", {}).get("background")
 
 
 def environment(world: World) -> dict[str, Any]:
@@ -66,7 +73,10 @@ def environment(world: World) -> dict[str, Any]:
 
 def _git_revision() -> str | None:
     """The commit of the code, with `+` where the tree differs from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    # Installed from a wheel, it may lie below somebody else's checkout.
+    if not (_ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty=+"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -17,6 +17,8 @@ Course = tuple[list[float], list[float]]
 """(epochs, values) of one metric."""
 
 
+# More than any line has.
+_TAIL_BYTES = 65_536
 _FILES = ("metrics.jsonl", "summary.json", "layers.csv")
 
 
@@ -119,6 +121,24 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict):
             lines.append(record)
     return lines
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The newest whole line of a run's `metrics.jsonl`, of its end alone; None if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            return record
+    return None
 
 
 def _read_layers(path: Path) -> list[Layer]:

@@ -11,22 +11,25 @@ class CifarResNet(nn.Module):
     """He et al. 2015 (arXiv 1512.03385), section 4.2: 6n + 2 layers, three stages of basic blocks.
 
     Shortcuts between stages have no parameters: every second pixel, zeros for the new features.
-    Input [batch, in_chans, height, width], output [batch, num_classes].
+    Input [batch, in_chans, height, width], output [batch, num_classes]. `width` is the number of
+    features of the first stage, doubled in each of the other two.
     """
 
-    def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3) -> None:
+    def __init__(
+        self, depth: int, num_classes: int = 10, in_chans: int = 3, width: int = 16
+    ) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
         if blocks < 1 or depth != 6 * blocks + 2:
             raise ValueError(f"depth must be 6n + 2, such as 20 or 56, not {depth}")
-        self.conv = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(16)
-        widths = [16] * blocks + [32] * blocks + [64] * blocks
-        inputs = [16, *widths[:-1]]
+        self.conv = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        widths = [width] * blocks + [2 * width] * blocks + [4 * width] * blocks
+        inputs = [width, *widths[:-1]]
         self.blocks = nn.Sequential(
             *(_BasicBlock(i, o) for i, o in zip(inputs, widths, strict=True))
         )
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = nn.Linear(4 * width, num_classes)
         _he_initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:

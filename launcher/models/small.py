@@ -50,19 +50,32 @@ class LeNet300100(nn.Module):
 class LeNet5Caffe(nn.Module):
     """LeNet-5 in Caffe's form, which the pruning literature compares on: 20 and 50 filters of 5×5.
 
-    Input [batch, in_chans, 28, 28]; 431,080 parameters for MNIST.
+    Input [batch, in_chans, image_size, image_size]; 431,080 parameters for MNIST. `width` is the
+    number of filters of the first convolution; the second has 5/2 as many, the hidden layer 25
+    times. `active` puts a ReLU behind each convolution, where Caffe's has none.
     """
 
-    def __init__(self, num_classes: int = 10, in_chans: int = 1) -> None:
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        width: int = 20,
+        image_size: int = 28,
+        active: bool = False,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, 20, 5)
-        self.conv2 = nn.Conv2d(20, 50, 5)
+        second, hidden = 5 * width // 2, 25 * width
+        left = ((image_size - 4) // 2 - 4) // 2
+        self.conv1 = nn.Conv2d(in_chans, width, 5)
+        self.conv2 = nn.Conv2d(width, second, 5)
         self.pool = nn.MaxPool2d(2)
-        self.fc1 = nn.Linear(50 * 4 * 4, 500)
-        self.fc2 = nn.Linear(500, num_classes)
+        self.fc1 = nn.Linear(second * left**2, hidden)
+        self.fc2 = nn.Linear(hidden, num_classes)
+        self._between = nn.ReLU() if active else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.pool(self.conv2(self.pool(self.conv1(images))))
+        maps = self._between(self.pool(self.conv1(images)))
+        maps = self._between(self.pool(self.conv2(maps)))
         return self.fc2(self.fc1(maps.flatten(1)).relu())
 
 

@@ -13,15 +13,18 @@ from pydantic import ValidationError
 from launcher.errors import UsageError
 from launcher.recipe.problems import sentence
 from launcher.recipe.recipe import Recipe
-from launcher.recipe.yaml import Loader
+from launcher.recipe.shipped import find_recipe
+from launcher.recipe.yaml import Loader, where_and_why
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read `path`, follow its `base`, apply overrides such as `method.lam=0.2`, validate.
 
+    Where there is no such file, SCL's own recipe of that name is read.
     Raises UsageError with one sentence: the file, the key, what is wrong with it.
     """
-    return build_recipe(_read(path, ()), overrides, str(path))
+    found = find_recipe(path)
+    return build_recipe(_read(found, ()), overrides, str(found))
 
 
 def build_recipe(values: dict[str, Any], overrides: Iterable[str], where: str) -> Recipe:
@@ -43,7 +46,7 @@ def read_mapping(path: Path, kind: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read the {kind} {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path} is not valid YAML: {where_and_why(error)}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds no {kind}: it should be a mapping of keys to values")
     return values

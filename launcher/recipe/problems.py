@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from launcher.recipe.recipe import Recipe
-from sclcore.registry import known_methods
+from launcher.recipe.keys import Key, all_keys, all_sections, key_at, sections
+from launcher.recipe.kinds import choices_of, is_list, joined, kind_of, written
 
-_MAPPINGS = ("model_type", "model_attributes_type", "dict_type", "dataclass_type")
-_LISTS = ("list_type", "tuple_type", "set_type")
+_OWN_WORDS = ("value_error", "assertion_error", "unknown_method")
+# What other programs call it.
+_ALSO_CALLED = {
+    "learning_rate": "optim.lr",
+    "batch_size": "optim.global_batch_size",
+    "num_epochs": "optim.epochs",
+    "wd": "optim.weight_decay",
+    "optimizer": "optim.name",
+    "arch": "model.name",
+    "dataset": "data.path",
+    "data_dir": "data.path",
+    "num_workers": "data.workers",
+    "img_size": "data.image_size",
+    "gpus": "engine.ranks",
+    "amp": "engine.precision",
+    "density": "method.target_density",
+    "sparsity": "method.target_density",
+    "pretrained": "init.weights",
+    "resume": "checkpoint.resume",
+    "output_dir": "run_dir",
+}
 
 
 def sentence(error: ValidationError, method: str | None = None) -> str:
@@ -22,38 +40,90 @@ def sentence(error: ValidationError, method: str | None = None) -> str:
     location = [str(part) for part in first["loc"]]
     method = method if location[:1] == ["method"] else None
     text = _sentence(first["type"], location, method, first["msg"], first.get("input"))
-    more = len(problems) - 1
+    # A key that may hold this or that is complained of once for each.
+    keys = [key_at([*map(str, p["loc"])], method) or p["loc"] for p in problems]
+    more = len([k for n, k in enumerate(keys) if k not in keys[:n]]) - 1
     return text + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
 
 
-def _sentence(kind: str, location: list[str], method: str | None, reason: str, given: Any) -> str:
-    key = ".".join(location)
-    if kind == "extra_forbidden":
-        return f"unknown key {key!r}{_hint(location, method)}"
-    if kind == "missing":
+def phrase(problem: Any, model: type[BaseModel], name: str | None) -> str:
+    """One of pydantic's problems with another file of ours, where field `name` of `model` is."""
+    key = ".".join(map(str, problem["loc"]))
+    field = model.model_fields.get(name or "")
+    if problem["type"] == "missing":
         return f"the key {key!r} is missing"
-    if kind == "unknown_method":
-        return reason
-    # What a mapping holds is not shown: somebody may have put a key of W&B's there.
-    shown = "a mapping" if isinstance(given, dict) else repr(given)
-    plain = isinstance(given, str | int | float)
-    if kind in _LISTS:
-        write = f"; write {location[-1]}: [{given}]" if plain and kind == "list_type" else ""
-        return f"{key}: should be a list, not {shown}{write}"
-    if kind in _MAPPINGS:
-        named = f"{key}.name" in dict(_all_keys())
-        write = f"; write {key}.name={given}" if plain and named else ""
-        return f"{key}: should be a mapping of keys to values, not {shown}{write}"
-    reason = reason.removeprefix("Value error, ")
-    return f"{key}: {reason[0].lower()}{reason[1:]}, not {shown}" if key else reason
+    if problem["type"] in _OWN_WORDS or field is None:
+        reason = _own_words(problem["msg"])
+        return f"{key}: {reason}" if key else reason
+    return f"{key}: should be {kind_of(field)}, not {shown(problem.get('input'))}"
+
+
+def shown(value: Any) -> str:
+    """A value somebody gave; what a mapping holds is not shown: there may be a key of W&B's."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, str):
+        return repr(value)
+    return written(value) if isinstance(value, int | float | list | tuple | None) else "this"
+
+
+def _sentence(kind: str, location: list[str], method: str | None, reason: str, given: Any) -> str:
+    name = ".".join(location)
+    if kind == "extra_forbidden":
+        return f"unknown key {name!r}{_hint(location, method)}"
+    key = key_at(location, method)
+    if kind == "missing" and (key is None or key.path == name):
+        example = "" if key is None or key.example is None else f"; write {_setting(key)}"
+        return f"the key {name!r} is missing{example}"
+    if kind in _OWN_WORDS:
+        words = _own_words(reason)
+        if kind == "unknown_method" or not location:
+            return words
+        return f"{name}: {words}" + ("" if isinstance(given, dict) else f", not {shown(given)}")
+    if key is not None:
+        return _of_key(key, given)
+    found = [section for section in all_sections() if section.path == name]
+    if found:
+        has_name = f"{name}.name" in _paths() and isinstance(given, str | int | float)
+        write = f"; write {name}.name={given}" if has_name else ""
+        null = " or null" if found[0].optional else ""
+        return f"{name}: should be a mapping of keys to values{null}, not {shown(given)}{write}"
+    return f"{name}: is not understood: {shown(given)}"
+
+
+def _of_key(key: Key, given: Any) -> str:
+    last = key.path.rpartition(".")[2]
+    text = f"{key.path}: should be {key.kind}, not {shown(given)}"
+    plain = isinstance(given, str | int | float) and not isinstance(given, bool)
+    if is_list(key.field.annotation):
+        if plain and "numbers" not in key.kind:
+            return f"{text}; write {last}: [{given}]"
+        return text if key.example in (None, [], ()) else f"{text}; such as {_setting(key)}"
+    if choices := [*map(str, choices_of(key.field.annotation))]:
+        close = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.6)
+        return f"{text}; did you mean {close[0]}?" if close else text
+    # What is a number, but out of bounds, needs no example of one.
+    if (isinstance(given, str) or given is None) and key.example not in (None, "", [], {}):
+        return f"{text}; such as {_setting(key)}"
+    return text
+
+
+def _setting(key: Key) -> str:
+    return f"{key.path.rpartition('.')[2]}: {written(key.example)}"
+
+
+def _own_words(reason: str) -> str:
+    reason = reason.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return reason[0].lower() + reason[1:]
 
 
 def _hint(location: list[str], method: str | None) -> str:
     """What an unknown key may have meant: a key of the same block, else of another."""
-    name, known = location[-1], dict(_all_keys())
-    owners = known.get(".".join(location), ())
+    name, path = location[-1], ".".join(location)
+    known = _paths()
+    owners = known.get(path, ())
     if method and owners:
-        return f" with method.name {method}: it is of {' and '.join(owners)}"
+        return f" with method.name {method}: it is of {joined(owners, 'and')}"
     block = ".".join(location[:-1])
     here = [
         path.rpartition(".")[2]
@@ -65,6 +135,8 @@ def _hint(location: list[str], method: str | None) -> str:
         return f"; did you mean {' or '.join(map(repr, exact[:3]))}?"
     if close := difflib.get_close_matches(name, here, n=1, cutoff=0.6):
         return f"; did you mean {close[0]!r}?"
+    if name.lower() in _ALSO_CALLED:
+        return f"; did you mean {_ALSO_CALLED[name.lower()]!r}?"
     last = {path.rpartition(".")[2]: path for path in known}
     if close := difflib.get_close_matches(name, last, n=1, cutoff=0.8):
         return f"; did you mean {last[close[0]]!r}?"
@@ -73,14 +145,12 @@ def _hint(location: list[str], method: str | None) -> str:
     return f"; valid here: {', '.join(here)}"
 
 
-def _all_keys() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every dotted key of a recipe, with the methods that have it (none: it is no method's)."""
-    for name, field in Recipe.model_fields.items():
-        yield name, ()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from ((f"{name}.{key}", ()) for key in field.annotation.model_fields)
-    owners: dict[str, tuple[str, ...]] = {}
-    for method, model in known_methods().items():
-        for key in model.model_fields:
-            owners[key] = (*owners.get(key, ()), method)
-    yield from ((f"method.{key}", methods) for key, methods in owners.items())
+def _paths() -> dict[str, tuple[str, ...]]:
+    """Every dotted path with the methods that have it (none: it is no method's), in order."""
+    found: dict[str, tuple[str, ...]] = {}
+    for item in (*sections(), *all_keys()):
+        if item.path != "method" and item.method is not None:
+            found[item.path] = (*found.get(item.path, ()), item.method)
+        else:
+            found.setdefault(item.path, ())
+    return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.config import DataConfig
 from launcher.recipe.checkpoint import CheckpointConfig
@@ -17,6 +17,7 @@ from launcher.recipe.method import MethodConfig, OptimConfig
 from launcher.recipe.model import ModelConfig
 from launcher.recipe.tracking import TrackingConfig
 from sclcore.driver.method import Method
+from sclcore.registry import find_method
 from sclcore.schedule import Schedule
 
 # Where a run may differ from the checkpoint it continues: nothing here changes what is learned.
@@ -26,6 +27,7 @@ _FREE_DATA_KEYS = (
     *("data.cache_dir", "data.cache_gb", "data.fetch_ahead", "data.fetch_timeout_s"),
     *("data.retries", "data.retry_wait_s", "data.max_corrupt_fraction"),
 )
+NOT_SET = "not set"
 
 
 class Recipe(BaseModel):
@@ -84,12 +86,16 @@ class Recipe(BaseModel):
         return self.model_dump(mode="json")
 
 
-def resume_difference(saved: dict[str, Any], recipe: Recipe) -> str | None:
-    """The first setting that makes a checkpoint's recipe another run, as a phrase; None if none."""
+def differences(saved: dict[str, Any], recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    """The settings that make a checkpoint's recipe another run than `recipe`: key, ours, theirs.
+
+    A setting that one of the two has not at all is `NOT_SET` there.
+    """
     ours, theirs = (
         {key: value for key, value in flatten(values) if value != {}}
         for values in (recipe.as_dict(), _completed(saved))
     )
+    found = []
     # A block of another name has other keys: the name is what differs.
     for key in sorted(ours.keys() | theirs.keys(), key=lambda k: (not k.endswith(".name"), k)):
         free = key in _FREE_DATA_KEYS or any(
@@ -100,16 +106,32 @@ def resume_difference(saved: dict[str, Any], recipe: Recipe) -> str | None:
             continue
         # Precision decides the arithmetic, though it belongs to the engine.
         if (not free or key == "engine.precision") and ours.get(key) != theirs.get(key):
-            here, there = (repr(v[key]) if key in v else "not set" for v in (ours, theirs))
-            return f"{key} is {here} here and {there} there"
+            found.append((key, ours.get(key, NOT_SET), theirs.get(key, NOT_SET)))
+    return found
+
+
+def resume_difference(
+    saved: dict[str, Any], recipe: Recipe, changing: Collection[str] = ()
+) -> str | None:
+    """The first setting that makes a checkpoint's recipe another run, as a phrase; None if none.
+
+    The keys `changing` may differ.
+    """
+    for key, ours, theirs in differences(saved, recipe):
+        if key in changing:
+            continue
+        here, there = (v if v == NOT_SET else repr(v) for v in (ours, theirs))
+        return f"{key} is {here} here and {there} there"
     return None
 
 
 def _completed(saved: dict[str, Any]) -> dict[str, Any]:
-    """`saved` with the defaults of keys that did not exist yet when it was written."""
+    """`saved` with what keys that did not exist yet were when it was written."""
     try:
-        return Recipe.model_validate(saved).as_dict()
-    except ValidationError:
+        method = saved["method"]
+        was = find_method(method["name"]).as_it_was
+        return Recipe.model_validate({**saved, "method": {**was, **method}}).as_dict()
+    except (KeyError, TypeError, ValueError):
         return saved
 
 

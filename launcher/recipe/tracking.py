@@ -18,6 +18,11 @@ class TrackingConfig(BaseModel, extra="forbid"):
             "later. Never asks. metrics.jsonl is written in any case."
         ),
     )
+    tensorboard: bool = Field(
+        default=False,
+        description="Write TensorBoard's event files too, into tensorboard/ of the run's folder. "
+        "Needs the package tensorboard.",
+    )
     project: str = Field(default="scl", description="W&B project.")
     group: str | None = Field(default=None, description="W&B group: runs to be seen together.")
     tags: list[str] = Field(default=[], description="W&B tags of the run.")

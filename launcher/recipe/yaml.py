@@ -7,6 +7,21 @@ import re
 import yaml
 
 
+def where_and_why(error: Exception) -> str:
+    """What is wrong with a text that is no YAML, and at which line and column of it."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return "it is not text in UTF-8"
+    problem = getattr(error, "problem", None) or "something else was expected"
+    hints = {
+        "mapping values are not allowed": "a second colon; put text that has one in quotes",
+        "'\\t'": "a tabulator; indent by blanks",
+        "could not determine a constructor": "a tag (!…), which recipes have none of",
+    }
+    words = next((hint for part, hint in hints.items() if part in problem), problem)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {words}"
+
+
 class Loader(yaml.SafeLoader):
     """Safe, and YAML 1.2 where 1.1 surprises: `off` and 2:4 are words, and 1e-3 is a number."""
 

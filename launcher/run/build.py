@@ -38,13 +38,10 @@ def build(
     world: World,
     device: torch.device,
     initial: Initial | None = None,
-    *,
-    lam: float | None = None,
 ) -> tuple[Learner, Course]:
     """The same network on every rank, and the course of its training. Collective.
 
-    `initial` is what a new run starts from, whole on rank 0; None for one that continues. `lam`
-    replaces the λ of the recipe.
+    `initial` is what a new run starts from, whole on rank 0; None for one that continues.
     """
     agree_on_fused_steps(device)
     recipe = inputs.recipe
@@ -53,13 +50,18 @@ def build(
     if initial is not None:
         share(model)
     initial_hash = hash_weights(model) if initial is not None and world.is_main else None
-    optimizer = build_optimizer(recipe.method, recipe.optim, model, inputs.example)
+    optimizer = build_optimizer(inputs.method, recipe.optim, model, inputs.example)
     # Made with random numbers of its own, so that the student is the same with or without it.
     with torch.random.fork_rng(devices=[]):
         teacher = read_teacher(recipe, inputs.manifest, in_half=recipe.engine.precision != "fp32")
     controller = controller_of(recipe, model, optimizer, inputs.example, inputs.total_steps)
     course = Course(
-        recipe, optimizer, controller, inputs.total_steps, lam=lam, is_main=world.is_main
+        recipe,
+        optimizer,
+        controller,
+        inputs.total_steps,
+        shift=inputs.shift,
+        is_main=world.is_main,
     )
     names = parameter_names(model, optimizer)
     masks = first_masks(optimizer, recipe.init, initial) if initial is not None else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,11 +10,10 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from launcher.terminal import is_plain
+
 # A log of thousands of lines helps nobody: of short intervals, not each gets a line.
 SECONDS_BETWEEN_LINES = 30.0
-
-# Where these are set, output ends up in a log file, even if it looks like a terminal.
-_BATCH_VARIABLES = ("SLURM_JOB_ID", "CI")
 
 # A narrow terminal cuts the line off at its end: what matters most stands first.
 _BAR = "{desc} |{bar:5}| {n_fmt}/{total_fmt}{postfix}"
@@ -111,13 +109,6 @@ class Display:
         run = seconds_each * (self._epochs * self._steps_per_epoch - self._step)
         epoch = seconds_each * ((self._epoch + 1) * self._steps_per_epoch - self._step)
         return f"left {_clock(epoch)}", f"run {_clock(run)}"
-
-
-def is_plain(stream: TextIO) -> bool:
-    """Whether `stream` shall get plain lines, without control characters."""
-    if any(os.environ.get(name) for name in _BATCH_VARIABLES):
-        return True
-    return os.environ.get("TERM") == "dumb" or not stream.isatty()
 
 
 def _numbers(series: Mapping[str, float]) -> list[str]:

@@ -21,13 +21,15 @@ from launcher.cluster import rendezvous
 from launcher.cluster.accelerator import accelerator
 from launcher.cluster.world import World
 from launcher.recipe.engine import EngineConfig
+from launcher.terminal import Waiting
 
 
 @contextlib.contextmanager
 def process_group(world: World, config: EngineConfig) -> Iterator[torch.device]:
     """Join the run's processes through DeepSpeed; yields this rank's device."""
     os.environ["DS_ACCELERATOR"] = accelerator()
-    import deepspeed
+    with Waiting("importing DeepSpeed") if world.is_main else contextlib.nullcontext():
+        import deepspeed
 
     _quiet()
     torch.set_num_threads(config.threads)

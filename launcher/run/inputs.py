@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,12 +19,15 @@ from launcher.checkpoints.mirror import bring_newest
 from launcher.errors import UsageError
 from launcher.models import check_training, model_on_meta
 from launcher.recipe.engine import accumulation_steps
+from launcher.recipe.kinds import written
 from launcher.recipe.model import CUT_FILE
-from launcher.recipe.recipe import Recipe, resume_difference
+from launcher.recipe.recipe import NOT_SET, Recipe, differences, resume_difference
+from launcher.run.continued import MAY_CHANGE
 from launcher.run.fast import check_fast
 from launcher.run.optimizer import build_optimizer
 from launcher.run.target import controller_of
 from launcher.run.unpacked import check_is_packed
+from sclcore.driver.method import Method
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Inputs:
     """How the samples of an epoch are ordered and dealt (`data.stream.plan`)."""
     places: tuple[int, ...] = ()
     """Which part of a batch each rank reads; () for as they are numbered."""
+    shift: int = 0
+    """Of a run whose batch was changed between two epochs: the updates that it has made up to then,
+    less those that as many epochs have at the present size. Place = update - shift."""
 
     @property
     def manifest(self) -> Manifest:
@@ -52,8 +58,21 @@ class Inputs:
 
     @property
     def total_steps(self) -> int:
-        """Updates in the whole run."""
+        """Updates in the whole run, had it this batch size from the beginning: places."""
         return self.steps_per_epoch * self.recipe.optim.epochs
+
+    def place(self, step: int) -> int:
+        """Update `step` as one of `total_steps`; position in every schedule follows from it."""
+        return step - self.shift
+
+    def epoch_at(self, step: int) -> float:
+        """The epochs that lie behind after `step` updates."""
+        return self.place(step) / self.steps_per_epoch
+
+    @property
+    def method(self) -> Method:
+        """The recipe's, with what follows from the length of the run."""
+        return self.recipe.method.for_run(self.recipe.schedule, self.total_steps)
 
     @property
     def example(self) -> Tensor:
@@ -80,7 +99,7 @@ class Inputs:
 
     def batches(self, rank: int, step: int) -> Iterator[dict[str, Tensor]]:
         """The micro-batches of `rank` from update `step` to the end of the run."""
-        epoch, start_step = divmod(step, self.steps_per_epoch)
+        epoch, start_step = divmod(self.place(step), self.steps_per_epoch)
         return train_stream(
             self.train,
             self.plan(rank),
@@ -132,7 +151,7 @@ def _check_model(inputs: Inputs) -> None:
     _check_smallest_images(recipe, manifest)
     micro_batch = inputs.plan(0).micro_batch_size
     check_training(model, recipe.model, image, micro_batch, len(manifest.classes))
-    optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
+    optimizer = build_optimizer(inputs.method, recipe.optim, model, image)
     controller_of(recipe, model, optimizer, image, inputs.total_steps)
     check_fast(recipe.engine, model, image, recipe.model.name)
     _check_room(recipe, sum(p.numel() for p in model.parameters()))
@@ -182,25 +201,36 @@ def _check_smallest_images(recipe: Recipe, manifest: Manifest) -> None:
         )
 
 
-def find_start(recipe: Recipe, manifest: Manifest) -> Checkpoint | None:
+def find_start(
+    recipe: Recipe, manifest: Manifest, changing: Collection[str] = ()
+) -> Checkpoint | None:
     """The checkpoint a run continues from; None for a new run.
 
-    Raises UsageError when it belongs to another recipe or other data, CheckpointError when what
-    there is cannot be used.
+    It may have other values of the keys `changing`. Raises UsageError when it belongs to another
+    recipe or other data, CheckpointError when what there is cannot be used.
     """
     root = recipe.folder / "checkpoints"
     if recipe.checkpoint.mirror is not None:
         bring_newest(root, recipe.checkpoint.mirror, recipe.checkpoint.resume)
     start = checkpoint.resolve(root, recipe.checkpoint.resume)
     if start is None:
+        if changing:
+            raise UsageError(
+                f"--continue-with: {recipe.folder} holds no run that could be continued; begin it "
+                "with --set"
+            )
         return None
-    difference = resume_difference(start.meta["recipe"], recipe)
-    if difference:
-        raise UsageError(
-            f"{start.path} belongs to another recipe: {difference}; take its recipe, or choose "
-            "another run_dir, to begin anew or, with init.weights="
-            f"{recipe.folder}, from its weights"
-        )
+    for key, ours, _ in differences(start.meta["recipe"], recipe):
+        if key not in changing:
+            on_purpose = ""
+            if key in MAY_CHANGE and ours != NOT_SET:
+                on_purpose = f"go on with this one by --continue-with {key}={written(ours)}, "
+            raise UsageError(
+                f"{start.path} belongs to another recipe: "
+                f"{resume_difference(start.meta['recipe'], recipe, changing)}; {on_purpose}take "
+                "its recipe, or choose another run_dir, to begin anew or, with init.weights="
+                f"{recipe.folder}, from its weights"
+            )
     _check_cut(recipe)
     if start.meta["data"] != manifest.fingerprint():
         raise UsageError(

@@ -27,6 +27,7 @@ def train(inputs: Inputs, learner: Learner, course: Course, start: Checkpoint | 
     every = recipe.engine.compare_masks_every
     agreement = Agreement(recipe.engine.timeout_s)
     progress = state.restore(start, learner)
+    progress.shift = inputs.shift
     tracker = open_tracker(inputs, progress) if world.is_main else None
     monitor = Monitor(inputs, learner, tracker, progress.step)
     if (counted := state.monitor_state(start, world)) is not None:
@@ -38,9 +39,10 @@ def train(inputs: Inputs, learner: Learner, course: Course, start: Checkpoint | 
     try:
         while not course.is_over(progress):
             epoch = progress.epochs
-            monitor.start_epoch(epoch, done=progress.step - epoch * steps_per_epoch)
+            first = epoch * steps_per_epoch + inputs.shift
+            monitor.start_epoch(epoch, done=progress.step - first)
             learner.engine.train()
-            while progress.step < (epoch + 1) * steps_per_epoch:
+            while progress.step < first + steps_per_epoch:
                 watchdog.beat("agreeing whether to stop", progress.step + 1)
                 if signal_number := saver.before_step(progress):
                     saver.save(progress)
@@ -110,13 +112,13 @@ def open_tracker(inputs: Inputs, progress: Progress) -> Tracker:
     if plan.dropped:
         say(f"the last, incomplete batch of each epoch is left out: {plan.dropped} samples")
     if progress.step:
-        say(f"continues at step {progress.step:,} of {inputs.total_steps:,}")
+        say(f"continues at step {progress.step:,} of {inputs.total_steps + inputs.shift:,}")
     return tracker
 
 
 def say_stopped(inputs: Inputs, signal_number: int, step: int) -> None:
     say(
         f"stopped by {signal.Signals(signal_number).name} at step {step:,} of "
-        f"{inputs.total_steps:,}; saved in {inputs.recipe.folder}; the same command "
+        f"{inputs.total_steps + inputs.shift:,}; saved in {inputs.recipe.folder}; the same command "
         "continues from there"
     )

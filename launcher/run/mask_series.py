@@ -39,7 +39,7 @@ class MaskSeries:
     def __init__(self, inputs: Inputs, learner: Learner) -> None:
         self._optimizer = learner.optimizer
         self._is_main = learner.world.is_main
-        self._total_steps = inputs.total_steps
+        self._inputs = inputs
         self._budgets = dense_budgets(inputs, learner) if self._is_main else []
         self._health = MaskHealth(inputs.recipe.schedule.freeze_masks_at)
         self._held: set[str] = set()
@@ -102,8 +102,9 @@ class MaskSeries:
         return series if self._histogram is None else {**series, "masks/histogram": self._histogram}
 
     def _warn(self, step: int, shot: Snapshot, came_back: float | None) -> None:
+        share = self._inputs.place(step) / self._inputs.total_steps
         warnings = self._health.check(
-            step / self._total_steps, shot, held_layers=sorted(self._held), revivals=came_back
+            share, shot, held_layers=sorted(self._held), revivals=came_back
         )
         for warning in warnings if self._is_main else ():
             _log.warning("%s", warning)

@@ -32,6 +32,7 @@ class Monitor:
         self._tracker = tracker
         recipe = inputs.recipe
         self._device = learner.device
+        self._inputs = inputs
         self._steps_per_epoch = inputs.steps_per_epoch
         self._log_every = recipe.tracking.log_every
         self._samples = inputs.manifest.samples
@@ -39,7 +40,8 @@ class Monitor:
         self._masks = MaskSeries(inputs, learner)
         self._display = None
         if tracker is not None:
-            self._display = Display(recipe.optim.epochs, self._steps_per_epoch, done=step)
+            done = inputs.place(step)
+            self._display = Display(recipe.optim.epochs, self._steps_per_epoch, done=done)
         self._last: dict[str, float] = {}
         self._seen = 0.0
         self._corrupt = 0.0
@@ -134,7 +136,7 @@ class Monitor:
         series = self._masks.epoch()
         if self._tracker is None or self._display is None:
             return
-        self._tracker.log(results | series, step=step, epoch=step / self._steps_per_epoch)
+        self._tracker.log(results | series, step=step, epoch=self._inputs.epoch_at(step))
         self._display.end_epoch(self._last, results)
 
     def close(self) -> None:
@@ -143,7 +145,8 @@ class Monitor:
             self._display.close()
 
     def _logs_at(self, step: int) -> bool:
-        return (step + 1) % self._log_every == 0 or (step + 1) % self._steps_per_epoch == 0
+        ends_epoch = self._inputs.place(step + 1) % self._steps_per_epoch == 0
+        return ends_epoch or (step + 1) % self._log_every == 0
 
     def _start_interval(self) -> None:
         self._sums = [0.0] * 5
@@ -175,7 +178,7 @@ class Monitor:
                 "speed/memory_gib": _memory_gib(self._device),
                 **of_masks,
             }
-            self._tracker.log(self._last, step=step, epoch=step / self._steps_per_epoch)
+            self._tracker.log(self._last, step=step, epoch=self._inputs.epoch_at(step))
             self._display.interval(self._last)
         self._start_interval()
         self._check_corrupt()

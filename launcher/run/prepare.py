@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from launcher.checkpoints.checkpoint import Checkpoint
 from launcher.folder.lock import check_writable
 from launcher.folder.results import is_finished
 from launcher.recipe.recipe import Recipe
+from launcher.run.continued import check_keys, continued, shift_of
 from launcher.run.initial import Initial, read_initial
 from launcher.run.inputs import Inputs, find_start, open_inputs
 from launcher.run.teacher import read_teacher
+from launcher.tracking.tensorboard_run import check_tensorboard
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,34 @@ class Prepared:
         if self.start is None:
             return False
         stopped = self.start.meta["progress"].get("stopped_early", False)
-        done = stopped or self.start.step >= self.inputs.total_steps
+        done = stopped or self.inputs.place(self.start.step) >= self.inputs.total_steps
         return done and is_finished(self.inputs.recipe.folder)
 
 
-def prepare(recipe: Recipe, world_size: int, *, is_main: bool = True) -> Prepared:
+def prepare(
+    recipe: Recipe, world_size: int, *, is_main: bool = True, changing: Sequence[str] = ()
+) -> Prepared:
     """Read and check everything that `world_size` ranks of `recipe` begin with.
 
-    Only rank 0 (`is_main`) reads the checkpoint and the weights; it gives them to the others.
+    Only rank 0 (`is_main`) reads the checkpoint and the weights; it gives them to the others. Of
+    the run that is continued, the keys `changing` may have had other values.
     Raises UsageError, DataError or CheckpointError with one sentence.
     """
+    check_keys(changing)
+    if is_main:
+        check_tensorboard(recipe.tracking)
     inputs = open_inputs(recipe, world_size)
+    start = None
     if is_main:
         read_teacher(recipe, inputs.manifest)
-    start = find_start(recipe, inputs.manifest) if is_main else None
+        # Where masks froze in the run so far, which may be another share of the longer one.
+        hidden = (*changing, "schedule.freeze_masks_at") if changing else ()
+        start = find_start(recipe, inputs.manifest, hidden)
+    if start is not None:
+        inputs = replace(inputs, shift=shift_of(start, inputs.steps_per_epoch))
+        if changing:
+            recipe = continued(recipe, start, changing, inputs)
+            inputs = replace(inputs, recipe=recipe)
     initial = Initial()
     if is_main and start is None:
         initial = read_initial(recipe, inputs.manifest)

@@ -23,6 +23,8 @@ class Progress:
     """The epochs trained when it was made; 0 before there was one."""
     stopped_early: bool = False
     """Whether the run has ended on a plateau, before its last epoch."""
+    shift: int = 0
+    """Updates by which the run is ahead of one that had its batch size from the beginning."""
     wandb_id: str | None = None
     wandb_said: dict[str, str] = field(default_factory=dict)
     """What W&B's variables have said of how it shows the run."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -18,10 +20,11 @@ from launcher.errors import RunError, UserError, disk_refusal
 from launcher.folder.lock import lock
 from launcher.folder.provenance import write_origin, write_provenance
 from launcher.run.build import build
+from launcher.run.continued import begin
 from launcher.run.engine import process_group
 from launcher.run.loop import train
 from launcher.run.prepare import Prepared
-from launcher.terminal import say
+from launcher.terminal import Waiting, say
 
 _OTHERS_END_WITHIN_S = 10
 
@@ -66,18 +69,27 @@ def is_lost_connection(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "gloo" in str(error)
 
 
+def _waiting(doing: str, world: World) -> contextlib.AbstractContextManager:
+    """Rank 0 says now and then what is going on."""
+    return Waiting(doing) if world.is_main else contextlib.nullcontext()
+
+
 def _train(prepared: Prepared, world: World) -> int:
     recipe, manifest = prepared.inputs.recipe, prepared.inputs.manifest
     folder_lock = None
     try:
         folder_lock = lock(recipe.folder) if world.is_main else None
         with process_group(world, recipe.engine) as device:
-            start = from_main(prepared.start)
-            inputs = prepared.inputs.dealt(start, places_by_host())
+            start, recipe, shift = from_main((prepared.start, recipe, prepared.inputs.shift))
+            inputs = replace(prepared.inputs, recipe=recipe, shift=shift)
+            inputs = inputs.dealt(start, places_by_host())
             if world.is_main:
+                for line in begin(recipe, start) if start is not None else ():
+                    say(line)
                 write_provenance(recipe.folder, recipe, world)
             fresh = prepared.initial if start is None else None
-            learner, course = build(inputs, world, device, fresh)
+            with _waiting("building the network on every rank", world):
+                learner, course = build(inputs, world, device, fresh)
             if learner.initial_weights_hash is not None:
                 write_origin(recipe.folder, learner.initial_weights_hash, manifest)
                 for note in prepared.initial.notes:

@@ -234,11 +234,12 @@ class Saver:
             "data": inputs.manifest.fingerprint(),
             "order": inputs.order,
             "steps_per_epoch": inputs.steps_per_epoch,
-            "samples": progress.step * inputs.recipe.optim.global_batch_size,
+            "samples": inputs.place(progress.step) * inputs.recipe.optim.global_batch_size,
             "environment": self._environment,
             "optimizer": {"updates": learner.optimizer_state.updates},
         }
-        is_evaluated = progress.step == progress.epochs * inputs.steps_per_epoch
+        place = inputs.place(progress.step)
+        is_evaluated = place == progress.epochs * inputs.steps_per_epoch
         evaluation = None
         if progress.step and is_evaluated:
             live, connections = learner.count_connections()

@@ -26,7 +26,7 @@ from launcher.cluster.world import World
 from launcher.errors import UsageError
 from launcher.run.prepare import Prepared
 from launcher.run.rank import run_rank
-from launcher.terminal import say
+from launcher.terminal import Waiting, say
 
 # Time for a rank to save, to log its last lines, and to say what made it end.
 _OTHERS_END_WITHIN_S = 30.0
@@ -54,7 +54,8 @@ def train_on_ranks(prepared: Prepared) -> int:
     if accelerator() == "cpu":
         # Here, once for all ranks. Not with GPUs: its import looks for them, which each rank must
         # do for itself, after the fork.
-        import deepspeed  # noqa: F401
+        with Waiting("importing DeepSpeed"):
+            import deepspeed  # noqa: F401
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
     listening = rendezvous.listen(address, int(os.environ.get("MASTER_PORT", "0")))
     port = listening.getsockname()[1]

@@ -41,4 +41,4 @@ def controller_of(
             f"method.{key} {target} is less than the layers in method.exclude have already "
             f"({1 - learned / total:.3g}): raise it, or exclude fewer"
         )
-    return TargetController(optimizer, target=share, weights=weights, steps=steps, lam=method.lam)
+    return TargetController(optimizer, target=share, weights=weights, steps=steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,7 @@ def _of_timm(name: str, manifest: Manifest) -> tuple[nn.Module, ImageStats]:
             f"distill.teacher: the weights that timm publishes for {name} could not be loaded "
             f"({reason}); without a connection, give the folder of a run"
         ) from error
-    about = network.pretrained_cfg
+    about: dict[str, Any] = vars(network)["pretrained_cfg"]
     if channels != len(about["mean"]):
         return network, manifest.image
     mean, std = list(about["mean"]), list(about["std"])

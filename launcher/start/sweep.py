@@ -6,6 +6,7 @@ import difflib
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launcher.errors import UsageError
 from launcher.recipe.load import load_recipe, read_mapping
+from launcher.recipe.problems import phrase
 from launcher.recipe.recipe import Recipe
 
 _NAME = r"^[A-Za-z0-9._-]+$"
@@ -66,16 +68,22 @@ class SweepRun:
     recipe: Recipe
 
 
-def load_sweep(path: Path) -> Sweep:
-    """Read and validate a sweep file. Raises UsageError with one sentence."""
+def load_sweep(path: Path, runs: Path | None = None) -> Sweep:
+    """Read and validate a sweep file; the sweep's folder lies in `runs`, if that is given.
+
+    Raises UsageError with one sentence.
+    """
     try:
-        return Sweep.model_validate(read_mapping(path, "sweep"))
+        sweep = Sweep.model_validate(read_mapping(path, "sweep"))
     except ValidationError as error:
         raise UsageError(f"{path}: {_sentence(error)}") from None
+    return sweep.model_copy(update={"out": runs / sweep.folder.name}) if runs else sweep
 
 
-def plan_sweep(sweep: Sweep, path: Path) -> list[SweepRun]:
+def plan_sweep(sweep: Sweep, path: Path, overrides: Sequence[str] = ()) -> list[SweepRun]:
     """Every run of the sweep in file `path`, in order, its recipe validated; touches nothing.
+
+    `overrides`, such as `data.path=…`, are for all of them and win over what the file says.
 
     Seeds come last, so that the first seed of everything is there early.
     Raises UsageError when a recipe refuses its settings or two runs would have one name.
@@ -84,7 +92,8 @@ def plan_sweep(sweep: Sweep, path: Path) -> list[SweepRun]:
     for seed in sweep.seeds:
         for runs in sweep.runs:
             for settings, label in _combinations(runs):
-                run = _plan_run(sweep, path, runs, settings, f"{label}-seed{seed}", seed)
+                name = f"{label}-seed{seed}"
+                run = _plan_run(sweep, path, runs, settings, name, seed, overrides)
                 if run.name in planned:
                     raise UsageError(
                         f"{path}: two runs would be called {run.name}: give their entries "
@@ -95,7 +104,13 @@ def plan_sweep(sweep: Sweep, path: Path) -> list[SweepRun]:
 
 
 def _plan_run(
-    sweep: Sweep, path: Path, runs: SweepRuns, settings: dict[str, Any], name: str, seed: int
+    sweep: Sweep,
+    path: Path,
+    runs: SweepRuns,
+    settings: dict[str, Any],
+    name: str,
+    seed: int,
+    more: Sequence[str],
 ) -> SweepRun:
     fixed = {
         "name": name,
@@ -103,7 +118,8 @@ def _plan_run(
         "seed": seed,
         "tracking.group": sweep.name,
     }
-    if taken := sorted((sweep.set.keys() | settings.keys()) & fixed.keys()):
+    set_here = sweep.set.keys() | settings.keys() | {text.partition("=")[0] for text in more}
+    if taken := sorted(set_here & fixed.keys()):
         raise UsageError(
             f"{path}: {taken[0]} is not to be set: a sweep names its runs, their folders and group "
             "itself, and takes their seeds from `seeds`"
@@ -113,7 +129,7 @@ def _plan_run(
         f"{key}={json.dumps(value, ensure_ascii=False)}"
         for key, value in (sweep.set | settings | fixed).items()
     ]
-    return SweepRun(name, load_recipe(path.parent / runs.recipe, overrides))
+    return SweepRun(name, load_recipe(path.parent / runs.recipe, [*overrides, *more]))
 
 
 def _combinations(runs: SweepRuns) -> list[tuple[dict[str, Any], str]]:
@@ -146,13 +162,11 @@ def _word(text: str) -> str:
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]
-    key = ".".join(parts)
+    in_runs = parts[:1] == ["runs"] and len(parts) > 2
+    model = SweepRuns if in_runs else Sweep
     if first["type"] == "extra_forbidden":
-        valid = list((SweepRuns if len(parts) > 1 else Sweep).model_fields)
+        valid = list(model.model_fields)
         close = difflib.get_close_matches(parts[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"valid here: {', '.join(valid)}"
-        return f"unknown key {key!r}; {hint}"
-    if first["type"] == "missing":
-        return f"the key {key!r} is missing"
-    reason = first["msg"]
-    return f"{key}: {reason[0].lower()}{reason[1:]}, not {first.get('input')!r}"
+        return f"unknown key {'.'.join(parts)!r}; {hint}"
+    return phrase(first, model, parts[2] if in_runs else parts[0] if parts else None)

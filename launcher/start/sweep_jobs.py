@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -21,11 +20,11 @@ from launcher.cluster.accelerator import accelerator
 from launcher.cluster.process import end_with_parent, fork, stops
 from launcher.cluster.world import find_world
 from launcher.errors import UsageError
-from launcher.folder.results import latest, read_run, rows_of
+from launcher.folder.results import is_number, last_line, latest, read_run, rows_of
 from launcher.run.prepare import prepare
 from launcher.start.sweep import SweepRun
 from launcher.start.train import train
-from launcher.terminal import say
+from launcher.terminal import Pace, Waiting, say
 
 _POLL_S = 0.2
 _TAIL_LINES = 15
@@ -54,12 +53,13 @@ def check_runs(runs: list[SweepRun]) -> list[Standing]:
     if find_world().source != "single process":
         raise UsageError(
             "scl sweep starts its runs itself and is no rank of one: under Slurm, submit "
-            "slurm/sweep_lambda.sh, or run it without srun"
+            "slurm/sweep.sh, whose tasks train one run each (--task), or run it without srun"
         )
     standings = []
-    for run in runs:
+    for number, run in enumerate(runs, start=1):
         recipe = run.recipe
-        prepared = prepare(recipe, recipe.engine.ranks)
+        with Waiting(f"checking run {number} of {len(runs)}, {run.name}"):
+            prepared = prepare(recipe, recipe.engine.ranks)
         step = prepared.start.step if prepared.start else 0
         standings.append(Standing(run, step, prepared.is_finished))
     return standings
@@ -83,6 +83,7 @@ def run_all(standings: list[Standing], jobs: int) -> int:
         unit="epoch",
         disable=not sys.stderr.isatty(),
     )
+    pace = Pace()
     with bar, _passing_signals(jobs_now):
         while jobs_now.advance():
             for run, code in jobs_now.pop_ended():
@@ -91,6 +92,8 @@ def run_all(standings: list[Standing], jobs: int) -> int:
             bar.set_description(f"{done}/{len(standings)} runs", refresh=False)
             bar.n = sum(_epochs_done(s.run) for s in standings)
             bar.refresh()
+            if bar.disable and pace.is_due():
+                say(f"{done}/{len(standings)} runs done; {_under_way(jobs_now)}")
             time.sleep(_POLL_S)
     if jobs_now.signal:
         say("stopped; the same command continues from there")
@@ -212,6 +215,15 @@ def _kill(pid: int) -> None:
         member.kill()
 
 
+def _under_way(jobs: _Jobs) -> str:
+    """The runs that are being trained, and how far each is."""
+    parts = [
+        f"{job.run.name}, epoch {_epochs_done(job.run)} of {job.run.recipe.optim.epochs}"
+        for job in jobs.running
+    ]
+    return f"under way: {'; '.join(parts)}" if parts else "none under way"
+
+
 @contextmanager
 def _passing_signals(jobs: _Jobs) -> Iterator[None]:
     former = {number: signal.signal(number, jobs.stop) for number in stops()}
@@ -244,16 +256,6 @@ def _tail(path: Path) -> list[str]:
 
 def _epochs_done(run: SweepRun) -> int:
     """Whole epochs in the last line of its metrics."""
-    path = run.recipe.folder / "metrics.jsonl"
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 65536))
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["epoch"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return 0
+    line = last_line(run.recipe.folder / "metrics.jsonl") or {}
+    epoch = line.get("epoch")
+    return int(epoch) if is_number(epoch) else 0

@@ -1,4 +1,4 @@
-"""The record of a run: always `metrics.jsonl` in its folder, and W&B where wanted.
+"""The record of a run: always `metrics.jsonl` in its folder; W&B and TensorBoard where wanted.
 
 Called on global rank 0 only. Whatever happens to a tracker, training goes on: each kind of failure
 is one warning in the log.
@@ -21,6 +21,7 @@ from launcher.tracking.charts import charts_of
 from launcher.tracking.identity import Identity, shown_name
 from launcher.tracking.lines import Lines
 from launcher.tracking.mode import Mode
+from launcher.tracking.tensorboard_run import TensorBoardRun
 from launcher.tracking.values import Histogram, json_of, number
 from launcher.tracking.wandb_run import WandbRun
 
@@ -57,6 +58,7 @@ class Tracker:
         self._identity = Identity.find(config, name, wandb_id, wandb_said or {})
         self._lines = Lines(run_dir / "metrics.jsonl", resume_step)
         self._wandb = WandbRun(run_dir, config, self._identity, recipe)
+        self._board = TensorBoardRun(run_dir, resume_step) if config.tensorboard else None
 
     @property
     def wandb_id(self) -> str:
@@ -95,6 +97,8 @@ class Tracker:
         position = {"step": step, "epoch": float(epoch)}
         self._lines.write({**position, "time": round(time.time(), 3), **plain})
         self._wandb.log({**position, **plain})
+        if self._board is not None:
+            self._board.log(plain, step)
 
     def summary(self, values: dict[str, Any]) -> None:
         """Record the outcome of the run, also in `summary.json`; null stands for NaN."""
@@ -106,7 +110,7 @@ class Tracker:
         self._wandb.summary(values)
 
     def charts(self, images: Sequence[Path]) -> None:
-        """Give W&B tables and charts of the whole run, as recorded so far, and `images`."""
+        """Give W&B tables and charts of the whole run, as recorded so far, and both `images`."""
         try:
             self._lines.flush()
             run = read_run(self._run_dir)
@@ -116,6 +120,8 @@ class Tracker:
         last = run.metrics[-1] if run.metrics else {}
         position = {key: last[key] for key in ("step", "epoch") if key in last}
         self._wandb.charts(charts_of(run, images), position)
+        if self._board is not None:
+            self._board.images([path for path in images if path.is_file()], last.get("step", 0))
 
     def model(
         self, files: Sequence[Path], metadata: dict[str, Any], data: Mapping[str, Any]
@@ -133,6 +139,8 @@ class Tracker:
     def close(self, exit_code: int = 0) -> None:
         """End the record; any `exit_code` but 0 marks the run as failed."""
         self._lines.close()
+        if self._board is not None:
+            self._board.close()
         self._wandb.close(exit_code)
 
 

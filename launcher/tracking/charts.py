@@ -72,7 +72,7 @@ def _layers(evaluations: list[dict[str, Any]]) -> Table:
     """A row for each layer at each evaluation: what a heat map is made of."""
     layers = [key for key in (evaluations[-1] if evaluations else {}) if key.startswith(_PREFIX)]
     most = max(1, _MAX_ROWS // max(1, len(layers)))
-    every = -(-len(evaluations) // most)
+    every = max(1, -(-len(evaluations) // most))
     chosen = evaluations[::-1][::every][::-1]
     rows = [
         [line["step"], line["epoch"], key.removeprefix(_PREFIX), line.get(key)]

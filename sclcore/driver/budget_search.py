@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sclcore.driver.choice import largest, largest_of_all
+from sclcore.choice import largest, largest_of_all
 from sclcore.lazy import torch
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sclcore.driver.choice import largest, largest_of_all
+from sclcore.choice import best_of_blocks, largest, largest_of_all
 from sclcore.driver.method import DrivenMethod
 from sclcore.lazy import torch
 
@@ -73,6 +73,14 @@ def keep_largest_of_each(net: Net, counts: Sequence[int]) -> None:
         set_mask(each, largest(scores, min(count, int(mask.sum()))))
 
 
+def keep_largest_of_blocks(net: Net, count: int, size: int) -> None:
+    """Keep of every `size` neighbours of the flattened fan-in the `count` largest that live."""
+    for each in net.tensors:
+        scores = torch.where(each.state["mask"], each.param.abs(), -1.0)
+        kept = best_of_blocks(scores.reshape(-1, size), count)
+        set_mask(each, kept.view(each.param.shape) & each.state["mask"])
+
+
 def keep_largest(net: Net, count: int) -> None:
     """Keep the `count` largest weights of all layers, of those that live.
 
@@ -83,11 +91,19 @@ def keep_largest(net: Net, count: int) -> None:
         torch.where(each.state["mask"], each.param.abs(), -1.0).flatten() for each in net.tensors
     ]
     count = min(count, sum(int((score >= 0).sum()) for score in scores))
+    for each, mask in zip(net.tensors, best_of_all(net, scores, count), strict=True):
+        set_mask(each, mask)
+
+
+def best_of_all(net: Net, scores: list[Tensor], count: int) -> list[Tensor]:
+    """Which `count` connections of all layers have the largest scores; flat, one mask a tensor.
+
+    The best of each layer is chosen even so, which then is one of `net.held_layers`.
+    """
     kept = largest_of_all(scores, count)
     dying = [e.name for e, mask in zip(net.tensors, kept, strict=True) if not mask.any()]
     if dying:
         net.held_layers = dying
         scores = [score.masked_fill(largest(score, 1), torch.inf) for score in scores]
         kept = largest_of_all(scores, max(count, len(scores)))
-    for each, mask in zip(net.tensors, kept, strict=True):
-        set_mask(each, mask)
+    return kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -38,6 +38,8 @@ class Method(BaseModel, frozen=True, extra="forbid"):
     keeps_zeros: ClassVar[bool] = False
     """Whether weights that are 0 at the start stay so, without masks that are given."""
 
+    as_it_was: ClassVar[Mapping[str, Any]] = {}
+    """What a setting was before it existed: a run from then goes on so, or is refused by name."""
     imported_as: ClassVar[str | None] = None
     """`package.module:Class`, where a recipe named it so."""
 
@@ -63,6 +65,10 @@ class Method(BaseModel, frozen=True, extra="forbid"):
         the weights, and again for those of what the layers were given. Zeros save nothing.
         """
         return 1.0
+
+    def for_run(self, schedule: Schedule, total_steps: int) -> Self:
+        """The method with what follows from the length of the run; itself where nothing does."""
+        return self
 
     def foreseen(self, schedule: Schedule, total_steps: int) -> list[str]:
         """Warnings to be had before the first of `total_steps` updates."""

@@ -78,7 +78,8 @@ class Net(Protocol):
     def move(self, masks: Iterable[Tensor]) -> None:
         """One update of the connections by their group's rule, with G ⊙ mask for a gradient.
 
-        Where a weight and all its buffers are 0, they stay so.
+        A mask is bool, or has a factor for each weight. Where a weight and all its buffers are 0
+        under a mask of 0, they stay so.
         """
         ...
 

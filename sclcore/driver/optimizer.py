@@ -257,7 +257,8 @@ class Driver(SparseOptimizer):
     def move(self, masks: Iterable[Tensor]) -> None:
         """One update of the connections by their group's rule, with G ⊙ mask for a gradient.
 
-        Where a weight and all its buffers are 0, they stay so.
+        A mask is bool, or has a factor for each weight. Where a weight and all its buffers are 0
+        under a mask of 0, they stay so.
         """
         every, updates = iter(masks), self.updates
         for group in self.param_groups:
@@ -265,7 +266,7 @@ class Driver(SparseOptimizer):
                 continue
             grads = [p.grad for p in group["params"]]
             for p, grad, mask in zip(group["params"], grads, every, strict=False):
-                p.grad = None if grad is None else torch.where(mask, grad, 0.0)
+                p.grad = None if grad is None else _masked(grad, mask)
             step_dense(group, self.state)
             # It is counted when the whole update is made.
             group["updates"] = updates
@@ -304,3 +305,7 @@ class Driver(SparseOptimizer):
                 if isinstance(value, Tensor):
                     self.state[p][key] = value.detach().to(p.device, copy=True)
         self.write_weights()
+
+
+def _masked(grad: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, grad, 0.0) if mask.dtype == torch.bool else mask * grad

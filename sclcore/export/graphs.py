@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import importlib.util
 import logging
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,10 @@ class Compared:
     scale: float
     """Largest output."""
     live: int
-    """Non-zero weights of the file, in all tensors with two and more dimensions that are not 1."""
+    """Non-zero weights of the file, in all tensors with two and more dimensions that are not 1.
+
+    Of an ONNX file those that are the model's: it also holds constants that were computed from
+    weights and buffers, such as the position biases of windows."""
 
 
 def trace(model: nn.Module, example: Tensor) -> ExportedProgram:
@@ -69,9 +74,12 @@ def save_program(model: nn.Module, path: Path, example: Tensor) -> Compared:
             inner.replace(temporary)
         finally:
             inner.unlink(missing_ok=True)
-        difference, scale = _compare(model, loaded.module(), example, path.name)
-        tensors = loaded.state_dict.values()
-        live = sum(_live(v.shape, int(torch.count_nonzero(v))) for v in tensors)
+        difference, scale = compare_outputs(model, loaded.module(), example, path.name)
+        live = sum(
+            int(torch.count_nonzero(value))
+            for value in loaded.state_dict.values()
+            if value.is_floating_point() and _is_matrix(value.shape)
+        )
         if live != (expected := _live_of_model(model)):
             raise ExportError(f"{path.name} holds {live:,} weights, the model {expected:,}")
         return Compared(difference, scale, live)
@@ -112,12 +120,8 @@ def save_onnx(model: nn.Module, path: Path, example: Tensor, opset: int = OPSET)
         versions = {entry.domain: entry.version for entry in written.opset_import}
         if versions.get("") != opset:
             raise ExportError(f"{path.name} has opset {versions.get('')} instead of {opset}")
-        difference, scale = _compare(model, onnx_session(temporary, 1), example, path.name)
-        # Fewer there may be: batch norm is folded into the convolution, and its factor can be 0.
-        live, most = _live_of_onnx(written), _live_of_model(model)
-        if live > most:
-            raise ExportError(f"{path.name} holds {live:,} weights, the model {most:,}")
-        return Compared(difference, scale, live)
+        difference, scale = compare_outputs(model, onnx_session(temporary, 1), example, path.name)
+        return Compared(difference, scale, live_of_onnx(written, model, path.name))
 
 
 def onnx_session(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
@@ -140,7 +144,7 @@ def onnx_session(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
 
 def same_outputs(one: nn.Module, other: nn.Module, example: Tensor, what: str) -> float:
     """The largest difference of the outputs of two models; ExportError beyond the tolerance."""
-    return _compare(one, other, example, what)[0]
+    return compare_outputs(one, other, example, what)[0]
 
 
 def _with_named_batch(written: Any) -> Any:
@@ -155,7 +159,7 @@ def _with_named_batch(written: Any) -> Any:
     return written
 
 
-def _compare(
+def compare_outputs(
     model: nn.Module, other: Callable[[Tensor], Tensor], example: Tensor, what: str
 ) -> tuple[float, float]:
     """(largest difference, largest output) over a batch like `example` and one of another size.
@@ -184,22 +188,53 @@ def _compare(
 
 
 def _live_of_model(model: nn.Module) -> int:
-    return sum(_live(v.shape, int(torch.count_nonzero(v))) for v in model.state_dict().values())
+    return sum(int(torch.count_nonzero(value)) for _, value in _matrices(model))
 
 
-def _live_of_onnx(model: Any) -> int:
+def live_of_onnx(written: Any, model: nn.Module, what: str) -> int:
+    """The non-zero weights of `model` in the ONNX model `written`.
+
+    A weight is known by its name (batch norm may be folded into it, and its factor can be 0), or,
+    where it was transposed and renamed, by its values; one that only constants are multiplied with
+    has become part of those. Raises ExportError where one has fewer zeros in the file `what`.
+    """
     from onnx import TensorProto, numpy_helper
 
-    return sum(
-        _live(t.dims, int(np.count_nonzero(numpy_helper.to_array(t))))
-        for t in model.graph.initializer
-        if t.data_type == TensorProto.FLOAT
-    )
+    weights = {name: value.cpu().numpy() for name, value in _matrices(model)}
+    # Of weights with the same values, all zeros say, a file may hold one.
+    alike: dict[Any, list[str]] = defaultdict(list)
+    for name, weight in weights.items():
+        for digest in {_digest(weight), _digest(weight.T)}:
+            alike[digest].append(name)
+    known: dict[str, int] = {}
+    for tensor in written.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or not _is_matrix(tensor.dims):
+            continue
+        array = numpy_helper.to_array(tensor)
+        live = int(np.count_nonzero(array))
+        names = {*alike.get(_digest(array), []), *({tensor.name} & weights.keys())}
+        for name in names:
+            if live > (most := np.count_nonzero(weights[name])):
+                raise ExportError(
+                    f"{what} holds {live:,} live weights of {name}, the model {most:,}"
+                )
+            known[name] = live
+    return sum(known.values())
 
 
-def _live(shape: Sequence[int], live: int) -> int:
-    """Vectors do not count, in whatever shape they are written to be broadcast."""
-    return live if sum(size > 1 for size in shape) > 1 else 0
+def _digest(array: Any) -> tuple[tuple[int, ...], bytes]:
+    return array.shape, hashlib.blake2b(np.ascontiguousarray(array)).digest()
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The floats of a state that are no vectors, in whatever shape those are to be broadcast."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and _is_matrix(value.shape):
+            yield name, value
+
+
+def _is_matrix(shape: Sequence[int]) -> bool:
+    return sum(size > 1 for size in shape) > 1
 
 
 def _need(*packages: str) -> None:

@@ -188,13 +188,26 @@ class Holdings:
             return torch.tensor(values, dtype=dtype).repeat_interleave(spread).to(self.device)
 
         tensors = [p.tensor for p in self.pieces]
-        scopes = [self.scope(p.index) for p in self.pieces]
+        every = [self.scope(i) for i in range(len(self.tensors))]
+        scopes = [every[p.index] for p in self.pieces]
         self.tensor_of_feature = per_feature([p.index for p in self.pieces], torch.int64)
         self.variables = per_feature([t.variables_per_feature for t in tensors], self.dtype)
         self.layer_variables = per_feature([t.numel // t.unit for t in tensors], self.dtype)
         self.by_layer = per_feature([s == "layer" for s in scopes], torch.bool)
-        self._any_by_layer = any(self.scope(i) == "layer" for i in range(len(self.tensors)))
+        self.by_network = per_feature([s == "network" for s in scopes], torch.bool)
+        self.by_norm = per_feature([s == "feature_norm" for s in scopes], torch.bool)
         self.unnormalised = per_feature([s == "none" for s in scopes], torch.bool)
+        self._any_by_layer = not {"layer", "network"}.isdisjoint(every)
+        of_network = [t for t, scope in zip(self.tensors, every, strict=True) if scope == "network"]
+        self.network_variables = max(1, sum(t.numel // t.unit for t in of_network))
+        self._of_network = torch.tensor([s == "network" for s in every]).to(self.device)
+        features = sum(t.features for t in self.tensors)
+        self.mean_variables = sum(t.numel // t.unit for t in self.tensors) / features
+        """Of the features of all tensors, on this rank or not."""
+
+    def network_sum(self, layer_sums: Tensor) -> Tensor:
+        """Σ over the tensors that are normalised by their network, from the sum of each."""
+        return layer_sums.masked_fill(~self._of_network, 0.0).sum()
 
     def layer_sums(self, sums: Tensor) -> Tensor:
         """Σ over the features of each piece → of each tensor [tensors]; 0 where nobody needs it.
@@ -209,14 +222,14 @@ class Holdings:
         return totals
 
     def scope(self, index: int) -> str:
-        """What the mask gradients of a tensor are normalised over: feature, layer or none.
+        """What the mask gradients of a tensor are normalised over (`SCL`, `normalize`).
 
         A feature with a single mask variable is normalised over its layer: divided by its own
         magnitude, nothing but the sign would be left of its gradient.
         """
         normalize = self.owners[index]["normalize"]
         alone = self.tensors[index].variables_per_feature == 1
-        return "layer" if normalize == "feature" and alone else normalize
+        return "layer" if normalize in ("feature", "feature_norm") and alone else normalize
 
 
 def _ranks(

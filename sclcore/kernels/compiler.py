@@ -12,8 +12,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import torch
-
 _SECONDS = 60
 _FLAGS = ("-std=c11", "-O3", "-fPIC", "-shared")
 # One rounding per operation that is written, as in the source; no errno and no traps, or the
@@ -46,9 +44,11 @@ def cache() -> Path:
 
 def find_compiler() -> list[str]:
     """The command of a C compiler: $CC, else the first known one. Raises OSError without any."""
-    chosen = os.environ.get("CC")
+    chosen = shlex.split(os.environ.get("CC", ""))
+    if chosen and not shutil.which(chosen[0]):
+        raise OSError(f"there is no C compiler {chosen[0]}, which CC names")
     if chosen:
-        return shlex.split(chosen)
+        return chosen
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):
             return [name]
@@ -57,6 +57,8 @@ def find_compiler() -> list[str]:
 
 def _instructions() -> list[str]:
     """The flags for what this CPU has: a cluster's nodes may share a cache and yet differ."""
+    import torch  # takes a second, which asking for a compiler should not
+
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     if platform.machine().lower() in ("x86_64", "amd64") and wide:
         return ["-mavx2", "-mfma"]

@@ -27,7 +27,7 @@ typedef struct {
 } Piece;
 
 typedef struct {
-    float lr, momentum, weight_decay, mask_lr, mask_momentum, leaky_slope;
+    float lr, momentum, weight_decay, mask_lr, mask_momentum, mask_restart, leaky_slope;
     int32_t nesterov, proxy;
 } Settings;
 
@@ -162,13 +162,16 @@ INLINE void step_weight(const float *restrict g, float *restrict w, const float 
 INLINE void step_mask(const float *restrict step, float *restrict m, float *restrict v,
                       const float *restrict w, float *restrict p, int n, const Settings *s,
                       int64_t *counts) {
-    float lr = -s->mask_lr, momentum = s->mask_momentum;
+    float lr = -s->mask_lr, momentum = s->mask_momentum, restart = s->mask_restart;
     int32_t live = 0, flips = 0, revivals = 0;
     for (int i = 0; i < n; i++) {
         int32_t before = m[i] > 0.0f;
-        v[i] = v[i] * momentum + step[i];
-        m[i] = FMA(v[i], lr, m[i]);
-        int32_t after = m[i] > 0.0f;
+        float velocity = v[i] * momentum + step[i];
+        float moved = FMA(velocity, lr, m[i]);
+        int32_t after = moved > 0.0f;
+        int32_t anew = after & ~before & (restart > 0.0f);
+        v[i] = anew ? 0.0f : velocity;
+        m[i] = anew ? restart : moved;
         p[i] = after ? w[i] : 0.0f;
         live += after;
         flips += after ^ before;

@@ -17,6 +17,8 @@ class Options:
     weight_decay: float
     mask_lr: float
     mask_momentum: float
+    mask_restart: float
+    """Where m begins anew once it has risen above 0, its momentum being 0; 0: it goes on."""
     proxy: str
     price: float
     noise: int

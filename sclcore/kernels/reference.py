@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sclcore.choice import best_of_blocks
 from sclcore.kernels.options import Options
 from sclcore.kernels.proxies import get_proxy, unit_step
 from sclcore.layout.piece import Piece
@@ -57,11 +58,8 @@ def chosen(piece: Piece, blocks: Mapping[int, Tensor] = NO_CUTS.blocks) -> Tenso
         rows = rows.clone()
     for number, values in blocks.items():
         rows[number - first] = values
-    # A stable order decides between equals: by position, alike on every rank.
-    order = rows.argsort(dim=1, descending=True, stable=True)
-    best = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, :n], True)
     head = piece.start % m
-    return best.view(-1)[head : head + piece.length]
+    return best_of_blocks(rows, n).view(-1)[head : head + piece.length]
 
 
 def raw_gradient(piece: Piece, grad: Tensor, options: Options) -> Tensor:
@@ -169,8 +167,11 @@ def step_weight(piece: Piece, grad: Tensor, before: Tensor, options: Options) ->
 
 
 def step_mask(piece: Piece, gradient: Tensor, options: Options, divisor: Tensor | None) -> None:
-    """m ← m − lr_m · momentum(ĝ + λ · c · φ'(m)); overwrites `gradient`."""
-    mask = piece.mask.to(gradient.dtype)
+    """m ← m − lr_m · momentum(ĝ + λ · c · φ'(m)), and anew where it rose above 0.
+
+    Overwrites `gradient`.
+    """
+    mask, dead = piece.mask.to(gradient.dtype), piece.mask <= 0
     if divisor is not None:
         rows = _rows(piece, gradient)
         if rows is not None:
@@ -185,11 +186,15 @@ def step_mask(piece: Piece, gradient: Tensor, options: Options, divisor: Tensor 
     if piece.mask.dtype == gradient.dtype:
         piece.mask_momentum.mul_(options.mask_momentum).add_(gradient)
         piece.mask.add_(piece.mask_momentum, alpha=-options.mask_lr)
-        return
-    momentum = piece.mask_momentum.to(gradient.dtype).mul_(options.mask_momentum).add_(gradient)
-    mask = mask.add_(momentum, alpha=-options.mask_lr)
-    piece.mask_momentum.copy_(round_at_random(momentum, piece, options.noise ^ 0x5BD1E995))
-    piece.mask.copy_(round_at_random(mask, piece, options.noise))
+    else:
+        momentum = piece.mask_momentum.to(gradient.dtype).mul_(options.mask_momentum).add_(gradient)
+        mask = mask.add_(momentum, alpha=-options.mask_lr)
+        piece.mask_momentum.copy_(round_at_random(momentum, piece, options.noise ^ 0x5BD1E995))
+        piece.mask.copy_(round_at_random(mask, piece, options.noise))
+    if options.mask_restart:
+        revived = dead.logical_and_(piece.mask > 0)
+        piece.mask.masked_fill_(revived, options.mask_restart)
+        piece.mask_momentum.masked_fill_(revived, 0.0)
 
 
 def write(piece: Piece, on: Tensor) -> None:

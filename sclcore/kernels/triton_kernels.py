@@ -149,7 +149,7 @@ def _count(counts, before, after, held):
 @triton.jit
 def _move(
     pieces, piece, chunk, grad, prices, divisors, counts,
-    lr, momentum, weight_decay, mask_lr, mask_momentum,
+    lr, momentum, weight_decay, mask_lr, mask_momentum, mask_restart,
     PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, NESTEROV: tl.constexpr,
     LEARNS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
@@ -176,8 +176,10 @@ def _move(
             x = tl.fma(phi, zero + price, tl.div_rn(g * w * phi, divisor))
         momenta = _wide(_get(pieces, piece, _MASK_MOMENTUM), tl.float32, ALIGNED) + at
         velocity = tl.load(momenta, held, 0.0) * mask_momentum + x
-        tl.store(momenta, velocity, held)
         moved = tl.fma(velocity, zero - mask_lr, m)
+        anew = (moved > 0) & (m <= 0) & (mask_restart > 0)
+        velocity, moved = tl.where(anew, 0.0, velocity), tl.where(anew, mask_restart, moved)
+        tl.store(momenta, velocity, held)
         tl.store(masks, moved, held)
     step = tl.fma(w, zero + weight_decay, tl.where(before, g, 0.0))
     if _get(pieces, piece, _MOMENTUM) != 0:
@@ -195,7 +197,7 @@ def _move(
 @triton.jit
 def update(
     chunks, pieces, gradients, prices, divisors, counts,
-    lr, momentum, weight_decay, mask_lr, mask_momentum,
+    lr, momentum, weight_decay, mask_lr, mask_momentum, mask_restart,
     PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, NESTEROV: tl.constexpr, LEARNS: tl.constexpr,
 ):  # fmt: skip
     """Move w, m and momenta of one chunk per program, write v, add to `counts` [pieces, 3].
@@ -213,12 +215,12 @@ def update(
     if (addresses % 16 == 0) & (_get(pieces, piece, _LENGTH) % 4 == 0):
         _move(
             pieces, piece, chunk, grad, prices, divisors, counts,
-            lr, momentum, weight_decay, mask_lr, mask_momentum,
+            lr, momentum, weight_decay, mask_lr, mask_momentum, mask_restart,
             PROXY, LEAKY_SLOPE, NESTEROV, LEARNS, ALIGNED=_YES,
         )  # fmt: skip
     else:
         _move(
             pieces, piece, chunk, grad, prices, divisors, counts,
-            lr, momentum, weight_decay, mask_lr, mask_momentum,
+            lr, momentum, weight_decay, mask_lr, mask_momentum, mask_restart,
             PROXY, LEAKY_SLOPE, NESTEROV, LEARNS, ALIGNED=_NO,
         )  # fmt: skip

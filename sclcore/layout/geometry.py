@@ -6,10 +6,12 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from sclcore.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GRANULARITIES = ("weight", "kernel", "feature")
 
@@ -94,7 +96,7 @@ def geometry_of(group: dict[str, Any], index: int, shape: Sequence[int]) -> Geom
         "feature": plain.run,
     }[granularity]
     if n_m is not None:
-        _check_n_m(plain, granularity, n_m)
+        check_n_m(plain, granularity, n_m)
     return Geometry(name, shape, plain.transposed_groups, unit, n_m)
 
 
@@ -109,7 +111,8 @@ def parse_n_m(text: str) -> tuple[int, int]:
     return n, m
 
 
-def _check_n_m(tensor: Geometry, granularity: str, n_m: tuple[int, int]) -> None:
+def check_n_m(tensor: Geometry, granularity: str, n_m: tuple[int, int]) -> None:
+    """ValueError where the masks of a tensor cannot be N:M."""
     n, m = n_m
     if granularity != "weight":
         raise ValueError(f"{tensor.name}: {n}:{m} needs the granularity weight, not {granularity}")
@@ -120,5 +123,5 @@ def _check_n_m(tensor: Geometry, granularity: str, n_m: tuple[int, int]) -> None
     if tensor.run % m:
         raise ValueError(
             f"{tensor.name} has {tensor.run} input connections per feature, which {m} does not "
-            f"divide: leave it out of n_m, or choose another N:M"
+            f"divide: leave it out of n_m or exclude it, or choose another N:M"
         )

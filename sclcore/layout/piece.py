@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -62,6 +63,12 @@ class Piece:
         return (
             -(-self.end // self.tensor.unit) - self.start // self.tensor.unit if self.length else 0
         )
+
+    def first_of_units(self) -> Tensor:
+        """The first element that this piece has of each of its units [units], on the CPU."""
+        unit = self.tensor.unit
+        numbers = torch.arange(self.units) + self.start // unit
+        return (numbers * unit - self.start).clamp_(min=0)
 
     def local_feature(self, number: int) -> int | None:
         """The place of feature `number` of the tensor among `features`; None if it is not there."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sclcore.courses import again, reached
 from sclcore.driver.budget_search import keep_largest, within_budget
 from sclcore.driver.gates import (
     GatedMethod,
@@ -29,7 +30,6 @@ from sclcore.driver.gates import (
     move_latents,
     write_gated,
 )
-from sclcore.driver.schedules import again, reached
 from sclcore.lazy import torch
 from sclcore.schedule import Schedule
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sclcore.courses import again, reached
 from sclcore.driver.masked import MaskedMethod, keep_largest, live_masks
 from sclcore.driver.rewind import forget, keep_weights, put_back, rest
-from sclcore.driver.schedules import again, reached
 from sclcore.schedule import Schedule
 
 if TYPE_CHECKING:

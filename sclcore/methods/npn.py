@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sclcore.courses import reached
 from sclcore.driver.bernoulli import (
     Price,
     drawn,
@@ -29,7 +30,6 @@ from sclcore.driver.gates import (
     per_layer,
     write_gated,
 )
-from sclcore.driver.schedules import reached
 from sclcore.schedule import Schedule
 
 if TYPE_CHECKING:

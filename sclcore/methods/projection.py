@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sclcore.courses import again, reached
 from sclcore.driver.masked import MaskedMethod, bury, live_masks
 from sclcore.driver.projections import BALLS, matrix_of, weight_of
 from sclcore.driver.rewind import forget, keep_weights, put_back, rest
-from sclcore.driver.schedules import again, reached
 from sclcore.lazy import torch
 from sclcore.schedule import Schedule
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from sclcore.choice import largest
+from sclcore.courses import half_cosine
 from sclcore.driver.budgets import erk_counts
-from sclcore.driver.choice import largest
 from sclcore.driver.masked import MaskedMethod, live_masks, set_mask
-from sclcore.driver.schedules import half_cosine
 from sclcore.lazy import torch
 from sclcore.schedule import Schedule
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 _PLACES = 1000
-# Share of the time in which masks learn. A connection without gradient should have died by then.
-_SHARE = 0.25
+_SHARE = 0.3
+"""Of the mask phase: a connection without gradient dies by then under `mask_lr: auto`."""
+_USUAL_LAM = 0.5
+"""The λ that `auto` is made for where there is none: a target steers it."""
 
 
 class SCLMethod(Method, frozen=True):
@@ -25,6 +27,7 @@ class SCLMethod(Method, frozen=True):
     look: ClassVar = ("#0072b2", "o")
     zero_stages: ClassVar = (0, 1, 2)
     takes_masks: ClassVar = True
+    as_it_was: ClassVar = {"mask_restart": 0.0}
 
     name: Literal["scl"] = Field(
         default="scl", description="learn weights and connectivity together"
@@ -32,19 +35,26 @@ class SCLMethod(Method, frozen=True):
     lam: float | None = Field(
         default=None,
         ge=0,
-        description="λ, the cost of a connection: the one knob of sparsity; with a target, where "
-        "it begins (null: a connection without gradient would die at the end)",
+        description="λ, the cost of a connection: the one knob of sparsity, where no target "
+        "steers it",
     )
     target_density: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="steer λ until this share of the connections is left",
+        description="steer λ so that exactly this share of the connections is left",
     )
     target_macs: float | None = Field(
-        default=None, gt=0, lt=1, description="steer λ until this share of the MACs is left"
+        default=None,
+        gt=0,
+        lt=1,
+        description="the same, for this share of the MACs",
     )
-    mask_lr: float = Field(default=1e-3, gt=0, description="learning rate of the mask variables")
+    mask_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
+        default="auto",
+        description="learning rate of the mask variables; auto: such that a connection without "
+        "gradient dies within 0.3 of the time in which masks learn",
+    )
     mask_momentum: float = Field(
         default=0.9, ge=0, lt=1, description="momentum of the mask variables"
     )
@@ -52,8 +62,17 @@ class SCLMethod(Method, frozen=True):
         default="identity",
         description="derivative in place of the unit step's (relu, clipped: get stuck)",
     )
-    normalize: Literal["feature", "layer", "none"] = Field(
-        default="feature", description="what mask gradients are normalised by"
+    mask_restart: float = Field(
+        default=1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="where the mask variable of a connection that comes back to life begins anew "
+        "(0: it goes on from where it is)",
+    )
+    normalize: Literal["network", "layer", "feature", "feature_norm", "none"] = Field(
+        default="network",
+        description="what mask gradients are divided by: their rms over the network, the layer or "
+        "the feature, or their 2-norm over the feature",
     )
     cost: Literal["connections", "macs"] = Field(
         default="connections",
@@ -104,12 +123,27 @@ class SCLMethod(Method, frozen=True):
         return None
 
     def masks_are_final(self, schedule: Schedule, step: int, total_steps: int) -> bool:
-        """Whether no update after `step` of `total_steps` changes the masks."""
-        return schedule.masks_are_final(step / total_steps)
+        """Whether no update after `step` of `total_steps` changes the masks.
+
+        The choice that meets a target is part of the first update after they have learned.
+        """
+        last = step - 1 if self.target else step
+        return last >= 0 and schedule.masks_are_final(last / total_steps)
+
+    def for_run(self, schedule: Schedule, total_steps: int) -> Self:
+        """With a number for `mask_lr: auto`: m_0 · (1 - momentum) / (λ · 0.3 · mask steps)."""
+        if self.mask_lr != "auto":
+            return self
+        steps = max(1.0, schedule.mask_steps(total_steps))
+        lam = _USUAL_LAM if self.target else self.lam or _USUAL_LAM
+        per_step = self.mask_init / (_SHARE * steps * lam)
+        return self.model_copy(update={"mask_lr": (1 - self.mask_momentum) * per_step})
 
     def foreseen(self, schedule: Schedule, total_steps: int) -> list[str]:
-        """Whether a connection without any gradient would have died by the time masks freeze."""
-        if self.target or not self.lam:
+        """A λ of no use, or one under which a connection without gradient would outlive masks."""
+        if self.target and self.lam is not None:
+            return [f"method.lam is not used: {self.target[0]} steers λ"]
+        if not self.lam or self.mask_lr == "auto":
             return []
         learning = schedule.freeze_masks_at * total_steps
         factors = [
@@ -124,7 +158,7 @@ class SCLMethod(Method, frozen=True):
         return [
             f"warning: masks-too-slow: a connection without any gradient takes {to_die:,.0f} "
             f"updates to die, and masks learn in {learning:,.0f} of this run's {total_steps:,}: "
-            f"the network would stay dense; method.mask_lr={enough:.2g} would do"
+            f"the network would stay dense; method.mask_lr=auto would do, or {enough:.2g}"
         ]
 
     def build(self, model: nn.Module, example: Tensor, weights: Mapping[str, Any]) -> Optimizer:
@@ -140,5 +174,7 @@ class SCLMethod(Method, frozen=True):
             n_m=self.n_m,
             **({} if self.train_weights else {"lr": 0.0}),
         )
+        if self.mask_lr == "auto":
+            raise ValueError("mask_lr: auto depends on the length of the run: ask for_run() first")
         own = self.model_dump(include={*SETTINGS})
         return SCL(groups, **{**weights, **own, "lam": self.lam or 0.0})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from sclcore.driver.latent import move_latent
 from sclcore.driver.method import DrivenMethod
 from sclcore.lazy import torch
 
@@ -62,11 +63,8 @@ class SoftThreshold(DrivenMethod, frozen=True):
         for each, mask in zip(net.tensors, masks, strict=True):
             if each.param.grad is not None:
                 self._move_threshold(net, each, mask, each.param.grad)
-            each.param.copy_(each.state["weight"])
-        net.move(masks)
-        for each in net.tensors:
-            each.state["weight"].copy_(each.param)
-            _write(each)
+        move_latent(net, masks)
+        self.write(net)
         return True
 
     def _move_threshold(self, net: Net, each: Connected, mask: Tensor, grad: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,25 +13,32 @@ from sclcore.kernels.reference import LIVE, NO_CUTS, chosen, live, write
 from sclcore.layout.piece import Piece
 
 
-def least(held: Holdings, index: int) -> int:
-    """The connections that tensor `index` must keep; 0 while its masks are frozen."""
-    group, tensor = held.owners[index], held.tensors[index]
-    n, m = tensor.n_m or (1, 1)
-    return min(group["min_connections"], tensor.numel // m * n) if group["mask_lr"] else 0
+def leasts(held: Holdings) -> list[int]:
+    """The connections that each tensor must keep."""
+    found = []
+    for group, tensor in zip(held.owners, held.tensors, strict=True):
+        n, m = tensor.n_m or (1, 1)
+        found.append(min(group["min_connections"], tensor.numel // m * n))
+    return found
 
 
-def keep_layers_alive(held: Holdings) -> list[str]:
-    """Give back what tensors lost below `min_connections`; returns their names.
+def leasts_of_moved(held: Holdings) -> list[int]:
+    """The same, and 0 where the last step did not move the masks of a tensor."""
+    moved = {held.pieces[i].index for i in held.moved}
+    return [
+        least if owner["mask_lr"] and (held.exchange is not None or index in moved) else 0
+        for index, (least, owner) in enumerate(zip(leasts(held), held.owners, strict=True))
+    ]
+
+
+def keep_layers_alive(held: Holdings, leasts: Sequence[int]) -> list[str]:
+    """Give back what tensors lost below `leasts`; returns their names.
 
     Collective where tensors are sharded.
     """
-    leasts = [least(held, i) for i in range(len(held.tensors))]
     if not any(leasts):
         return []
-    moved = {held.pieces[i].index for i in held.moved}
     low = [i for i, count in enumerate(held.total_counts()) if count < leasts[i]]
-    if held.exchange is None:
-        low = [i for i in low if i in moved]
     if not low:
         return []
     ranks = held.exchange.group if held.exchange else None
@@ -41,8 +48,8 @@ def keep_layers_alive(held: Holdings) -> list[str]:
         best: list[tuple[float, int]] = []
         piece = held.pieces[own[index]] if index in own else None
         if piece is not None:
-            best = best_units(piece, least(held, index), blocks[own[index]])
-        keep_alive(piece, best, least(held, index), ranks)
+            best = best_units(piece, leasts[index], blocks[own[index]])
+        keep_alive(piece, best, leasts[index], ranks)
     blocks = held.new_blocks()
     for index in set(low) & own.keys():
         piece = held.pieces[own[index]]
@@ -65,9 +72,7 @@ def best_units(
     if piece.tensor.n_m is not None:
         values = values.masked_fill(~chosen(piece, blocks), -torch.inf)
     unit = piece.tensor.unit
-    firsts = torch.arange(-(-piece.start // unit) * unit - piece.start, piece.length, unit)
-    if piece.start % unit:
-        firsts = torch.cat([firsts.new_zeros(1), firsts])
+    firsts = piece.first_of_units()
     # Not topk, whose choice between equals is anybody's guess.
     top = values[firsts.to(values.device)].sort(descending=True, stable=True)
     numbers = ((piece.start + firsts[top.indices[:count].cpu()]) // unit).tolist()

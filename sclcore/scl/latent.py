@@ -21,6 +21,8 @@ from sclcore.optim.shards import Shard, check_shards
 from sclcore.optim.sparse import SparseOptimizer
 from sclcore.optim.written import LastWritten, say_lost
 from sclcore.scl.chosen_masks import check_names, mask_variables_of, put
+from sclcore.scl.exact import keep_best
+from sclcore.scl.guard import keep_layers_alive, leasts
 from sclcore.scl.outside import take_over
 
 
@@ -67,6 +69,9 @@ class LatentState(SparseOptimizer):
         """
         shards = [group.get("shards") for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            # What was saved before there were restarts goes on without them.
+            group.setdefault("mask_restart", 0.0)
         for group, own in zip(self.param_groups, shards, strict=True):
             if own is not None:
                 group["shards"] = own
@@ -136,6 +141,37 @@ class LatentState(SparseOptimizer):
         # No warning: which values are to be 0 is what is being chosen here.
         take_over(held, self._written.touched(held.params))
         put(held, chosen)
+        self.write_weights()
+
+    @torch.no_grad()
+    def keep_share(self, share: float, weights: Mapping[str, float] | None = None) -> None:
+        """Let exactly this share of the connections live: those with the highest mask variables.
+
+        `weights` says what a connection of each tensor counts, by name (None: 1), and the share is
+        of Σ weight · connections, met to within one connection. Each tensor keeps its
+        `min_connections`. Parameters change at once, to w ⊙ H(m). Collective where state is
+        sharded.
+
+        Raises ValueError with N:M, which decides the density itself.
+        """
+        held = self._hold()
+        if any(tensor.n_m for tensor in held.tensors):
+            raise ValueError("keep_share cannot meet a share under N:M, which decides it itself")
+        counted = weights or dict.fromkeys(held.names, 1.0)
+        budget = share * sum(counted[t.name] * t.numel for t in held.tensors)
+        self.write_weights()
+        held, spare = self._hold(), 0.0
+        # What the guard gives back to layers that would be left with too little, others must lack.
+        for _ in range(2):
+            keep_best(held, budget - spare, counted)
+            held.count_live()
+            before = held.total_counts()
+            keep_layers_alive(held, leasts(held))
+            after = held.total_counts()
+            gained = zip(held.names, before, after, strict=True)
+            spare = sum(counted[name] * (now - was) for name, was, now in gained)
+            if not spare:
+                break
         self.write_weights()
 
     def _take_over(self, held: Holdings, params: Sequence[Tensor]) -> None:

@@ -24,7 +24,7 @@ from sclcore.held.holdings import Holdings
 from sclcore.kernels.reference import FLIPS, NO_CUTS
 from sclcore.optim.rules import step_dense, total_norm
 from sclcore.optim.settings import settings_of
-from sclcore.scl.guard import keep_layers_alive
+from sclcore.scl.guard import keep_layers_alive, leasts_of_moved
 from sclcore.scl.latent import LatentState
 from sclcore.scl.observe import observe
 from sclcore.scl.settings import check_group
@@ -46,14 +46,17 @@ class SCL(LatentState):
     w and of dense parameters, decoupled under AdamW.
 
     The masks: `lam` is λ, the cost of one connection, in units of the normalised mask gradient,
-    whose rms over a feature is 1. `mask_lr` is the learning rate of the mask variables; 0 freezes
+    whose rms over the network is 1. `mask_lr` is the learning rate of the mask variables; 0 freezes
     them. They have a momentum of their own, `mask_momentum`, so a steady gradient of 1 moves them
-    by `mask_lr / (1 - mask_momentum)` per step. All begin at `mask_init`. `normalize` says what the
-    mask gradient is divided by: its rms over the output `feature` (the paper), over the `layer`, or
-    `none`. `proxy` names the derivative that stands in for that of the unit step
-    (`sclcore.kernels.proxies`). Each layer keeps at least `min_connections`, the best-scored ones.
-    `mask_dtype` is the precision of m and its momentum: `bfloat16` saves 4 bytes per weight and
-    rounds at random, so that small steps count on average.
+    by `mask_lr / (1 - mask_momentum)` per step. All begin at `mask_init`, and one that rises above
+    0 begins anew at `mask_restart`, its momentum 0 (with a `mask_restart` of 0 it goes on from
+    where it is). `normalize` says what the mask gradient is divided by: its rms over the `network`
+    (all connections that are stepped together), over the `layer` or the output `feature` (the
+    paper), its 2-norm over the feature (`feature_norm`, by the root of the mean number of mask
+    variables of a feature, so that λ keeps its scale), or 1 (`none`). `proxy` names the derivative
+    that stands in for that of the unit step (`sclcore.kernels.proxies`). Each layer keeps at least
+    `min_connections`, the best-scored ones. `mask_dtype` is the precision of m and its momentum:
+    `bfloat16` saves 4 bytes per weight and rounds at random, so that small steps count on average.
 
     State per connection tensor, all of the tensor's shape: `weight` (w), `mask` (m),
     `momentum_buffer` (AdamW: `exp_avg`, `exp_avg_sq`; each group counts its `updates`),
@@ -82,10 +85,11 @@ class SCL(LatentState):
         mask_lr: float = 1e-3,
         momentum: float | None = None,
         mask_momentum: float = 0.9,
+        mask_restart: float = 1.0,
         nesterov: bool | None = None,
         weight_decay: float = 0.0,
         proxy: str = "identity",
-        normalize: str = "feature",
+        normalize: str = "network",
         mask_init: float = 1.0,
         min_connections: int = 1,
         mask_dtype: str = "float32",
@@ -148,7 +152,7 @@ class SCL(LatentState):
         self._add_flips(held)
         for group in groups:
             group["updates"] += 1
-        self.held_layers += keep_layers_alive(held)
+        self.held_layers += keep_layers_alive(held, leasts_of_moved(held))
         self._written.note(held.params)
         if self.observing:
             others = {n: o for n, o in self.observations.items() if n not in held.names}

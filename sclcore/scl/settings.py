@@ -9,7 +9,7 @@ from typing import Any
 from sclcore.kernels.proxies import get_proxy
 from sclcore.optim.settings import check_rule
 
-NORMALIZATIONS = ("feature", "layer", "none")
+NORMALIZATIONS = ("network", "layer", "feature", "feature_norm", "none")
 MASK_DTYPES = ("float32", "bfloat16")
 # One entry for each tensor of the group.
 _PER_TENSOR = ("costs", "transposed_groups", "granularity", "n_m", "param_names")
@@ -17,7 +17,7 @@ _PER_TENSOR = ("costs", "transposed_groups", "granularity", "n_m", "param_names"
 
 def check_group(group: Mapping[str, Any]) -> None:
     """ValueError with one sentence where a setting is out of its range."""
-    for name in ("lr", "lam", "mask_lr", "weight_decay", "min_connections"):
+    for name in ("lr", "lam", "mask_lr", "weight_decay", "min_connections", "mask_restart"):
         if not group[name] >= 0 or math.isinf(group[name]):
             raise ValueError(f"{name} must be 0 or more and finite, not {group[name]}")
     for name in ("momentum", "mask_momentum"):

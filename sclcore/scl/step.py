@@ -115,7 +115,11 @@ def normalisers(held: Holdings, sums: Tensor, layer_sums: Tensor) -> tuple[Tenso
     """
     rms = (sums / held.variables).sqrt()
     layer = (layer_sums[held.tensor_of_feature] / held.layer_variables).sqrt()
-    divisors = torch.where(held.by_layer, layer, rms) + _EPS
+    network = (held.network_sum(layer_sums) / held.network_variables).sqrt()
+    divisors = torch.where(held.by_layer, layer, rms)
+    norm = (sums / held.mean_variables).sqrt()
+    divisors = torch.where(held.by_norm, norm, divisors)
+    divisors = torch.where(held.by_network, network, divisors) + _EPS
     return rms, divisors.masked_fill_(held.unnormalised, 1.0)
 
 

@@ -243,7 +243,7 @@ def test_the_gpu_day_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
     """Every part runs, within the time; what one lacks or has no time for is said of it alone."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--minutes", "2"]
     began = time.monotonic()
-    code, output = finish(launch([*command, "--out", tmp_path]), timeout=400)
+    code, output = finish(launch([*command, "--out", str(tmp_path)]), timeout=400)
     took = time.monotonic() - began
     assert code == 0, output
     result = json.loads((tmp_path / "results.json").read_text())

@@ -91,7 +91,7 @@ def test_without_its_package_the_run_is_refused_in_a_sentence(run: Path, start: 
 
 @pytest.mark.usefixtures("importable")
 def test_mistakes_in_its_settings_are_sentences_as_ever(recipe: Path) -> None:
-    words = r"method\.density: input should be less than or equal to 1, not 2"
+    words = r"method\.density: should be a number above 0 and up to 1, not 2"
     with pytest.raises(UsageError, match=words):
         load_recipe(recipe, [f"method.name={NAME}", "method.density=2"])
     words = r"unknown key 'method\.densty'; did you mean 'method\.density'"
@@ -122,7 +122,7 @@ def test_an_installed_package_names_it_by_an_entry_point(
     try:
         method = load_recipe(recipe, ["method.name=snip", "method.density=0.2"]).method
         assert (method.name, type(method).__name__) == ("snip", "Snip")
-        assert "method (snip): Connection sensitivity" in describe()
+        assert "method, with name: snip: Connection sensitivity" in describe()
     finally:
         registry._installed.cache_clear()
 

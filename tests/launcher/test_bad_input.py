@@ -19,7 +19,10 @@ from tests.launcher.conftest import Start, finish, processes_of, run_ranks, trai
 REFUSED = {
     "no data": (["data.path={tmp}/none"], "there is no folder .*none/train; pack a data set"),
     "unknown key": (["method.lambda=1"], "unknown key 'method.lambda'; did you mean 'lam'"),
-    "negative lam": (["method.lam=-1"], "method.lam: .*greater than or equal to 0, not -1"),
+    "negative lam": (
+        ["method.lam=-1"],
+        "method.lam: should be a number of at least 0 or null, not -1",
+    ),
     "indivisible batch": (
         ["optim.global_batch_size=65"],
         "global_batch_size 65 cannot be divided among 2 ranks; the nearest possible: 64 or 66",

@@ -9,6 +9,7 @@ import pytest
 
 from launcher.recipe.load import load_recipe
 from launcher.run.prepare import prepare
+from sclcore.methods.scl import SCLMethod
 
 
 def _of(recipe: Path, *settings: str, steps: int = 192) -> list[str]:
@@ -20,10 +21,22 @@ def _of(recipe: Path, *settings: str, steps: int = 192) -> list[str]:
 def test_masks_that_are_too_slow_are_named_with_a_rate_that_does(recipe: Path) -> None:
     [warning] = _of(recipe)
     assert "takes 1,000 updates to die, and masks learn in 96 of this run's 192" in warning
-    found = re.search(r"method\.mask_lr=([0-9.e-]+) would do", warning)
+    found = re.search(r"method\.mask_lr=auto would do, or ([0-9.e-]+)", warning)
     assert found and _of(recipe, f"method.mask_lr={found[1]}") == []
-    # A quarter of the time is enough, to two digits.
-    assert 0.1 / (0.1 * float(found[1])) == pytest.approx(24, rel=0.05)
+    assert _of(recipe, "method.mask_lr=auto") == []
+    # 0.3 of the time is enough, to two digits; and that is what auto takes.
+    assert 0.1 / (0.1 * float(found[1])) == pytest.approx(0.3 * 96, rel=0.05)
+    loaded = load_recipe(
+        recipe, ["method.lam=0.1", "method.mask_lr=auto", "schedule.freeze_masks_at=0.5"]
+    )
+    auto = loaded.method.for_run(loaded.schedule, 192)
+    assert isinstance(auto, SCLMethod) and auto.mask_lr == pytest.approx(0.1 / (0.1 * 0.3 * 96))
+
+
+def test_a_lambda_beside_a_target_is_said_to_be_idle(recipe: Path) -> None:
+    assert _of(recipe, "method.target_density=0.1") == [
+        "method.lam is not used: target_density steers λ"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +47,6 @@ def test_masks_that_are_too_slow_are_named_with_a_rate_that_does(recipe: Path) -
         ("seed=1", 2001),
         ("schedule.freeze_masks_at=0", 192),
         ("method.lam=0", 192),
-        ("method.target_density=0.1", 192),
     ],
 )
 def test_nothing_is_said_where_masks_can_die_or_are_not_to(

@@ -43,7 +43,7 @@ def test_every_command_has_an_example_that_parses(path: str) -> None:
     examples = [line for line in lines if re.match(rf"{path}\b", line)]
     assert examples, f"{path} has no example"
     for example in examples:
-        command = re.split(r" \| |\s{3,}", example)[0]
+        command = re.split(r" \| | > |\s{3,}", example)[0]
         cli.parser().parse_args(shlex.split(command)[1:])
 
 

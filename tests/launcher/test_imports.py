@@ -27,6 +27,9 @@ ALLOWED: dict[str, tuple[int, set[str]]] = {
     "scl train --nothing": (2, set()),
     "scl checkpoint ls --nothing": (2, set()),
     "scl recipe": (0, RECIPE),
+    "scl recipe --yaml scl": (0, RECIPE),
+    "scl recipe --schema": (0, RECIPE),
+    "scl completion bash": (0, RECIPE),
     "scl train --recipe none.yaml": (2, RECIPE),
     f"scl train {DIGITS} --set method.lamb=1": (2, RECIPE),
     f"scl train {DIGITS} --ranks 0": (2, RECIPE),
@@ -37,6 +40,8 @@ ALLOWED: dict[str, tuple[int, set[str]]] = {
     "scl doctor": (2, RECIPE),
     "scl doctor none": (2, RECIPE),
     "scl retrain none --weights new": (2, RECIPE),
+    "scl init none": (2, RECIPE),
+    "scl predict none image.png": (2, RECIPE),
     "scl eval none": (2, RECIPE),
     "scl report none": (2, RECIPE),
     "scl compare none": (2, RECIPE | {"rich.table"}),
@@ -87,7 +92,7 @@ def seen() -> dict[str, tuple[int, set[str]]]:
         text=True,
         cwd=ROOT,
         env=environment(),
-        timeout=120,
+        timeout=280,
     )
     assert ended.returncode == 0, ended.stderr
     lines = map(json.loads, ended.stdout.splitlines())

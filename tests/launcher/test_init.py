@@ -275,7 +275,9 @@ def test_masks_from_a_file_keep_its_zeros_dead(
     torch.save(state, tmp_path / "w.pt")
     initial = read_initial(here, manifest)
     model = initial_model(here, manifest, initial)
-    optimizer = build_optimizer(here.method, here.optim, model, torch.empty(1, 1, 8, 8))
+    optimizer = build_optimizer(
+        here.method.for_run(here.schedule, 100), here.optim, model, torch.empty(1, 1, 8, 8)
+    )
     masks = first_masks(optimizer, here.init, initial)
     assert masks.keys() == {n for n, p in model.named_parameters() if p.ndim > 1}
     assert masks["features.3.weight"][:, :2].unique().tolist() == [-0.5]
@@ -307,7 +309,9 @@ def test_a_sparse_source_keeps_its_zeros(
     kept = "is sparse, .* of it is live: its zeros start dead .init.masks=uniform would"
     assert bool(re.search(kept, notes)) == (key == "init.weights")
     model = initial_model(here, manifest, initial)
-    optimizer = build_optimizer(here.method, here.optim, model, torch.empty(1, 1, 8, 8))
+    optimizer = build_optimizer(
+        here.method.for_run(here.schedule, 100), here.optim, model, torch.empty(1, 1, 8, 8)
+    )
     masks = first_masks(optimizer, here.init, initial)
     assert torch.equal(masks["features.3.weight"] > 0, state["features.3.weight"] != 0)
     head = (
@@ -329,7 +333,9 @@ def test_masks_stay_uniform_from_a_dense_source_or_where_that_is_said(
         here = load_recipe(recipe, settings)
         initial = read_initial(here, manifest)
         model = initial_model(here, manifest, initial)
-        optimizer = build_optimizer(here.method, here.optim, model, torch.empty(1, 1, 8, 8))
+        optimizer = build_optimizer(
+            here.method.for_run(here.schedule, 100), here.optim, model, torch.empty(1, 1, 8, 8)
+        )
         assert first_masks(optimizer, here.init, initial) == {} and not initial.notes
 
 
@@ -350,7 +356,9 @@ def test_weights_can_be_kept_as_they_began(recipe: Path) -> None:
     torch.manual_seed(0)
     model = create_model(here.model, num_classes=10, in_chans=1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(here.method, here.optim, model, torch.empty(1, 1, 8, 8))
+    optimizer = build_optimizer(
+        here.method.for_run(here.schedule, 100), here.optim, model, torch.empty(1, 1, 8, 8)
+    )
     images, labels = torch.randn(32, 1, 8, 8), torch.arange(32) % 10
     for _ in range(10):
         optimizer.zero_grad()

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from launcher.errors import UsageError
-from launcher.recipe.describe import describe
-from launcher.recipe.load import load_recipe
-from launcher.recipe.recipe import Recipe, resume_difference
+from launcher.recipe.describe import as_yaml, describe
+from launcher.recipe.keys import EXAMPLES, all_keys
+from launcher.recipe.kinds import choices_of
+from launcher.recipe.load import build_recipe, load_recipe
+from launcher.recipe.recipe import Recipe, flatten, resume_difference
+from launcher.recipe.schema import as_text
+from launcher.recipe.yaml import Loader
 from sclcore.methods.scl import SCLMethod
+from sclcore.registry import known_methods
 from tests.launcher.conftest import ROOT
 
 MINIMAL = {
@@ -39,7 +47,7 @@ def test_every_recipe_of_the_house_is_valid(path: Path) -> None:
     ("setting", "sentence"),
     [
         ("method.lamb=1", "unknown key 'method.lamb'; did you mean 'lam'?"),
-        ("optim.learning_rate=1", "unknown key 'optim.learning_rate'; valid here: "),
+        ("optim.learning_rate=1", "unknown key 'optim.learning_rate'; did you mean 'optim.lr'?"),
         ("optim.lr_=1", "unknown key 'optim.lr_'; did you mean 'lr'?"),
         ("shedule.lr=cosine", "unknown key 'shedule'; did you mean 'schedule'?"),
         ("schedule.lr_warm_up=0.1", "did you mean 'lr_warmup'?"),
@@ -51,23 +59,48 @@ def test_every_recipe_of_the_house_is_valid(path: Path) -> None:
         ("optim.freeze_mask_at=1", "did you mean 'schedule.freeze_masks_at'?"),
         ("xyz=1", "unknown key 'xyz'; valid here: name, run_dir, seed, model, "),
         ("method={name: dense, lam: 1}", "'method.lam' with method.name dense: it is of scl"),
-        ("method.exclude=conv1", "method.exclude: should be a list, not 'conv1'; write exclude: ["),
-        ("optim.betas=0.9", "optim.betas: should be a list, not 0.9"),
+        (
+            "method.exclude=conv1",
+            "method.exclude: should be a list of text, not 'conv1'; write exclude: [conv1]",
+        ),
+        (
+            "optim.betas=0.9",
+            "optim.betas: should be a list of 2 numbers, not 0.9; such as betas: [0.9, 0.999]",
+        ),
         ("model=resnet18", "model: should be a mapping of keys to values, not 'resnet18'; write"),
         ("model=resnet18", "; write model.name=resnet18"),
         ("method=scl", "method: should be a mapping of keys to values, not 'scl'; write method.n"),
-        ("method.lam=-0.1", "method.lam: input should be greater than or equal to 0, not -0.1"),
-        ("method.lam=much", "method.lam: input should be a valid number"),
+        ("method.lam=-0.1", "method.lam: should be a number of at least 0 or null, not -0.1"),
+        (
+            "method.lam=much",
+            "lam: should be a number of at least 0 or null, not 'much'; such as lam: 0.1",
+        ),
         ("method.name=magic", "or package.module:Class of your own, not 'magic'"),
-        ("optim.epochs=0", "optim.epochs: input should be greater than or equal to 1, not 0"),
-        ("method.proxy=step", "method.proxy: input should be 'identity'"),
+        ("optim.epochs=0", "optim.epochs: should be a whole number of at least 1, not 0"),
+        (
+            "method.proxy=step",
+            "method.proxy: should be identity, leaky_relu, softplus, relu or clipped, not",
+        ),
         ("schedule.lr_milestones=[2]", "lr_milestones are shares of the run"),
-        ("engine.precision=half", "engine.precision: input should be 'fp32', 'autocast' or 'bf16'"),
+        ("engine.precision=half", "engine.precision: should be fp32, autocast or bf16, not 'half'"),
         ("engine.precision=fp16", "engine.precision: fp16 needs loss scaling"),
         ("engine.zero_stage=3", "engine.zero_stage: stage 3 takes the parameters away"),
-        ("engine.zero_stage=4", "engine.zero_stage: input should be 0, 1 or 2, not 4"),
+        ("engine.zero_stage=4", "engine.zero_stage: should be 0, 1 or 2, not 4"),
         ("engine.offload=cpu", "unknown key 'engine.offload'"),
-        ("name=a/b", "name: string should match pattern"),
+        ("name=a/b", "name: should be a word of letters, digits, '.', '_' and '-', not 'a/b'"),
+        (
+            "method.granularity=5",
+            "granularity: should be text or a mapping of patterns to text, not",
+        ),
+        ("schedule.lr_milestones=[a]", "lr_milestones: should be a list of numbers, not 'a'; such"),
+        ("optim.betas=[1]", "optim.betas: should be a list of 2 numbers, not [1]; such as betas"),
+        ("optim.epochs=null", "should be a whole number of at least 1, not null"),
+        ("engine.precision=autocat", "not 'autocat'; did you mean autocast?"),
+        ("method.target_density=2", "should be a number above 0 and below 1 or null, not 2"),
+        ("data.progressive=64", "should be a mapping of keys to values or null, not 64"),
+        ("optim.batch_size=3", "did you mean 'global_batch_size'?"),
+        ("sparsity=0.9", "unknown key 'sparsity'; did you mean 'method.target_density'?"),
+        ("method={name: rigl}", "the key 'method.density' is missing; write density: 0.1"),
         ("method", "--set method: write it as key.sub=value"),
         ("a..b=1", "--set a..b=1: write it as key.sub=value"),
         ("a.b=[1", "the value is not valid YAML"),
@@ -183,14 +216,136 @@ def test_what_may_differ_on_resume(setting: str, difference: str | None, file: P
     assert resume_difference(saved, load_recipe(file, [setting])) == difference
 
 
-def test_describe_has_every_key() -> None:
+NOT_FOR_PEOPLE = re.compile(
+    r"0x[0-9a-f]{6}|<|NoneType|ModelConfig|instance of|\\b(str|int|float|bool|dict|tuple)\\b|"
+    r"[Ii]nput should|valid (string|number|integer|list|dictionary)|unable to parse|\\bValue error"
+)
+
+
+@pytest.mark.parametrize("given", ["[[1]]", "{a: [b]}", "2026-11-30", "x y", "-7", "1.5", "null"])
+def test_no_wrong_value_of_any_key_is_answered_in_the_words_of_a_library(
+    given: str, file: Path
+) -> None:
+    refused = 0
+    for key in all_keys():
+        if key.path == "method.name":
+            continue
+        method = {}
+        if key.method is not None:
+            fields = known_methods()[key.method].model_fields
+            method = {n: EXAMPLES.get(f"method.{n}") for n in fields if fields[n].is_required()}
+            method |= known_methods()[key.method].example or {}
+            method["name"] = key.method
+        progressive = ["data.progressive.start=8"] if "data.progressive." in key.path else []
+        overrides = [f"method={json.dumps(method)}"] if method else []
+        try:
+            load_recipe(file, [*progressive, *overrides, f"{key.path}={given}"])
+        except UsageError as error:
+            refused += 1
+            said = str(error).partition(f"{file}: ")[2]
+            assert not NOT_FOR_PEOPLE.search(said), f"{key.path}={given}: {said}"
+            assert "\n" not in said, said
+    assert refused > 30
+
+
+@pytest.mark.parametrize("text", ["a:\tb\n\tc: d", "a: b: c"])
+def test_a_file_that_is_not_yaml_is_said_where(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"r\.yaml is not valid YAML: line \d+, column \d+: "):
+        load_recipe(path)
+    path.write_bytes(b"name: \xff\xfe")
+    with pytest.raises(UsageError, match="is not valid YAML: it is not text in UTF-8"):
+        load_recipe(path)
+
+
+# --- for people and editors to read ---
+
+
+def test_the_page_has_every_key_with_its_choices() -> None:
     text = describe()
-    for key in ("method.lam", "optim.global_batch_size", "schedule.freeze_masks_at", "data.path"):
-        assert f"{key} (" in text, key
-    missing = [line for line in text.splitlines() if line.endswith("): ")]
-    assert missing == [], "keys without a description"
+    for key in all_keys():
+        assert f"  {key.path} (" in text, key
+        assert key.about, f"{key.path} has no description"
+        assert all(str(choice) in key.kind for choice in choices_of(key.field.annotation)), key
+    assert "engine.precision (fp32, autocast or bf16; default fp32)" in text
+    assert "base: other.yaml" in text
+    assert max(map(len, text.splitlines())) <= 140
+    for section in Recipe.model_fields:
+        assert any(line.strip().startswith(section) for line in text.splitlines()), section
 
 
-def test_every_section_of_a_recipe_is_described() -> None:
-    for name in Recipe.model_fields:
-        assert any(line.startswith(name) for line in describe().splitlines()), name
+def test_the_page_of_one_key_or_section() -> None:
+    assert describe("optim.lr").startswith("  optim.lr (a number above 0; required)\n")
+    assert describe("optim").startswith("optim: ") and "method." not in describe("optim")
+    assert describe("method.lam").count("method.lam (") == 4, "of each method that has it"
+    with pytest.raises(UsageError, match="no key or section 'optim"):
+        describe("optim.lt")
+
+
+@pytest.mark.parametrize("method", [*known_methods()])
+def test_the_complete_recipe_of_a_method_is_one(method: str, tmp_path: Path) -> None:
+    """Every key stands there, and all that has a default has that."""
+    text = as_yaml(method)
+    path = tmp_path / "all.yaml"
+    path.write_text(text)
+    recipe = load_recipe(path)
+    said = dict(flatten(yaml.safe_load(text)))
+    for key in all_keys():
+        if key.method in (None, method) and not key.path.startswith(
+            ("data.progressive.", "distill.")
+        ):
+            assert key.path in said, key.path
+    ours = [k for k in all_keys() if k.method in (None, method) and k.path in said]
+    values = {
+        k.path: said[k.path]
+        for k in ours
+        if k.field.is_required() or (k.default is None and said[k.path] is not None)
+    }
+    values["method.name"] = method
+    assert recipe == build_recipe({}, [f"{k}={json.dumps(v)}" for k, v in values.items()], "x")
+    # The mapping that is null may be taken out of its comment.
+    taken = re.sub(r"(?m)^  progressive: null\n", "", text)
+    taken = re.sub(r"(?m)^  # (progressive:|  (start|until|step): .*)$", r"  \1", taken)
+    path.write_text(taken)
+    assert load_recipe(path).data.progressive is not None
+
+
+def test_there_is_no_recipe_of_an_unknown_method() -> None:
+    with pytest.raises(UsageError, match="there is no method 'sgd' to write a recipe for: choose"):
+        as_yaml("sgd")
+
+
+SCHEMA = ROOT / "recipes" / "schema.json"
+RECIPES = [p for p in sorted((ROOT / "recipes").rglob("*.yaml")) if "sweep" not in p.name]
+
+
+def test_the_schema_in_the_repository_is_that_of_the_code() -> None:
+    assert SCHEMA.read_text() == as_text(), "scl recipe --schema > recipes/schema.json"
+
+
+def test_the_schema_takes_what_recipes_are_and_refuses_what_they_are_not() -> None:
+    schema = json.loads(SCHEMA.read_text())
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    seen = 0
+    for path in RECIPES:
+        values = yaml.load(path.read_text(), Loader=Loader)
+        if path.name.startswith("_") or "runs" in values:
+            continue
+        assert [e.message for e in validator.iter_errors(values)] == [], path
+        first = path.read_text().splitlines()[0]
+        assert first.startswith("# yaml-language-server: $schema="), path
+        assert (path.parent / first.partition("=")[2]).resolve() == SCHEMA, path
+        seen += 1
+    assert seen > 40
+    for section, key, value in (
+        ("optim", "epochs", 0),
+        ("method", "lamb", 1),
+        ("engine", "precision", "half"),
+        ("data", "image_size", None),
+    ):
+        wrong = {**MINIMAL, section: {**MINIMAL.get(section, {}), key: value}}
+        assert not validator.is_valid(wrong), (section, key)
+    assert not validator.is_valid({k: v for k, v in MINIMAL.items() if k != "optim"})
+    assert validator.is_valid(MINIMAL)

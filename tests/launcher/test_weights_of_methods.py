@@ -16,6 +16,7 @@ from launcher.run.optimizer import build_optimizer
 from sclcore.methods.dense import Dense
 from sclcore.methods.scl import SCLMethod
 from sclcore.registry import known_methods
+from sclcore.schedule import Schedule
 
 OPTIM = OptimConfig(global_batch_size=8, epochs=1, lr=0.1, name="adamw", weight_decay=0.05)
 
@@ -29,7 +30,7 @@ def test_the_same_parameters_are_decayed_with_masks_and_without() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
     example = torch.zeros(1, 3, 32, 32)
     dense = build_optimizer(Dense(), OPTIM, model, example)
-    sparse = build_optimizer(SCLMethod(lam=0.1), OPTIM, model, example)
+    sparse = build_optimizer(SCLMethod(lam=0.1, mask_lr=1e-3), OPTIM, model, example)
     assert without_decay(dense) == without_decay(sparse)
     names = {n for n, p in model.named_parameters() if id(p) in without_decay(dense)}
     assert {"pos_embed", "cls_token", "norm.weight", "head.bias"} <= names
@@ -55,6 +56,7 @@ def test_each_method_takes_what_its_rule_of_the_weights_uses(
     )
     method = TypeAdapter(MethodConfig).validate_python(settings)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+    method = method.for_run(Schedule(), 100)
     group = build_optimizer(method, optim, model, torch.zeros(1, 4)).param_groups[0]
     if rule == "adamw":
         assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)

@@ -108,6 +108,7 @@ class Textbook:
         mask_lr: float,
         momentum: float,
         mask_momentum: float,
+        mask_restart: float = 0.0,
         weight_decay: float,
         nesterov: bool,
         proxy: str,
@@ -122,6 +123,7 @@ class Textbook:
     ) -> None:
         self.model = copy.deepcopy(model)
         self.lr, self.lam, self.mask_lr = lr, lam, mask_lr
+        self.mask_restart = mask_restart
         self.momentum, self.mask_momentum = momentum, mask_momentum
         self.weight_decay, self.nesterov = weight_decay, nesterov
         self.proxy, self.normalize, self.costs = proxy, normalize, costs
@@ -188,21 +190,33 @@ class Textbook:
                 decay = self.weight_decay if p.ndim > 1 else 0.0
                 move(name, p, grad_dense[name], decay)
             for name, m in self.m.items():
-                direction = self._normalised(name, grad_m[name]) + self.lam * grad_cost[name]
+                direction = self._normalised(name, grad_m) + self.lam * grad_cost[name]
                 velocity = self.mask_momentum * self.mask_velocity[name] + direction
+                moved = m - self.mask_lr * velocity
+                if self.mask_restart:
+                    revived = (m <= 0) & (moved > 0)
+                    moved[revived], velocity[revived] = self.mask_restart, 0.0
                 self.mask_velocity[name] = velocity
-                m.sub_(self.mask_lr * velocity)
+                m.copy_(moved)
         return float(loss.detach())
 
-    def _normalised(self, name: str, grad: Tensor) -> Tensor:
+    def _normalised(self, name: str, grads: Mapping[str, Tensor]) -> Tensor:
+        grad = grads[name]
         if self.normalize == "none":
             return grad
+        if self.normalize == "network":
+            return grad / (_rms(torch.cat([each.flatten() for each in grads.values()])) + EPSILON)
         single = all(grad[index].numel() == 1 for index in self.features[name])
         if self.normalize == "layer" or single:
             return grad / (_rms(grad) + EPSILON)
+        variables = sum(each.numel() for each in grads.values())
+        mean = variables / sum(len(indices) for indices in self.features.values())
         result = torch.full_like(grad, math.nan)
         for index in self.features[name]:
-            result[index] = grad[index] / (_rms(grad[index]) + EPSILON)
+            divisor = _rms(grad[index])
+            if self.normalize == "feature_norm":
+                divisor = grad[index].square().sum().sqrt() / math.sqrt(mean)
+            result[index] = grad[index] / (divisor + EPSILON)
         assert not result.isnan().any(), "a connection belongs to no feature"
         return result
 

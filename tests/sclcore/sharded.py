@@ -114,12 +114,28 @@ class Case:
     """The step after which everything is saved and continued with an optimizer made anew."""
     meddle_at: int | None = None
     """The step after which masks are chosen and weights written from outside."""
+    keep_at: int | None = None
+    """The step after which exactly 40 % of the connections are kept."""
 
 
-MOVING = {"lr": 0.05, "lam": 0.1, "mask_lr": 0.02, "mask_momentum": 0.8, "weight_decay": 1e-3}
+MOVING = {
+    "lr": 0.05,
+    "lam": 0.1,
+    "weight_decay": 1e-3,
+    "normalize": "feature",
+    "mask_lr": 0.02,
+    "mask_momentum": 0.8,
+    "mask_restart": 0.1,
+}
 ADAMW = {**MOVING, "weight_rule": "adamw", "betas": (0.9, 0.95), "lr": 0.01, "weight_decay": 0.05}
 # λ and steps in units of the mask gradient, which is about 1e-4 here where it is not normalised.
-RAW = {"normalize": "none", "lam": 2e-5, "mask_lr": 2.0, "mask_init": 0.02}
+RAW = {
+    "normalize": "none",
+    "lam": 2e-5,
+    "mask_lr": 2.0,
+    "mask_init": 0.02,
+    "mask_restart": 0.01,
+}
 COARSE = {"conv": "kernel", "depth": "kernel", "up": "kernel", "up2": "kernel", "head": "feature"}
 TWO_OF_FOUR = {"head": "2:4", "out": "2:4"}
 # Rank 1 of 3 holds two elements in the midst of a row, of an N:M block and of a unit.
@@ -128,6 +144,8 @@ SLIVER = (STARTS["head"] + 21, STARTS["head"] + 23)
 CASES: dict[str, Case] = {
     "feature": Case(MOVING, worlds=(1, 2, 3), resume_at=50, fsdp=True),
     "layer": Case({**MOVING, "normalize": "layer", "nesterov": True}),
+    "network": Case({**MOVING, "normalize": "network"}, worlds=(1, 2, 3), fsdp=True),
+    "feature-norm": Case({**MOVING, "normalize": "feature_norm", "mask_restart": 0.0}),
     "none": Case({**MOVING, **RAW, "momentum": 0.0}),
     "leaky": Case({**MOVING, "proxy": "leaky_relu"}),
     "float32": Case(MOVING, dtype=torch.float32),
@@ -183,6 +201,17 @@ CASES: dict[str, Case] = {
         lam_from=(10, 0.0),
     ),
     "meddled": Case(MOVING, {"n_m": TWO_OF_FOUR}, steps=40, worlds=(3,), fsdp=True, meddle_at=15),
+    "kept": Case(
+        {**MOVING, "normalize": "network", "min_connections": 4},
+        {"granularity": COARSE},
+        steps=30,
+        worlds=(3,),
+        cuts=SLIVER,
+        fsdp=True,
+        keep_at=25,
+    ),
+    # The first layer's mask variables are all equal: the first of them stay, on whichever rank.
+    "kept-equals": Case(MOVING, steps=8, worlds=(3,), blank=True, keep_at=6),
     "poison": Case(MOVING, steps=12, poison=(5, 1), fsdp=True),
     "adamw": Case(ADAMW, resume_at=50, fsdp=True),
     "adamw-float32": Case({**ADAMW, "eps": 1e-3}, dtype=torch.float32, worlds=(3,), steps=20),
@@ -261,6 +290,9 @@ class Whole:
                 for p in group["params"]:
                     p.mul_(0.5)
 
+    def keep(self) -> None:
+        self.optimizer.keep_share(0.4)
+
     def renew(self) -> None:
         """Go on with an optimizer made anew from the saved state."""
         saved = self.optimizer.state_dict()
@@ -338,6 +370,10 @@ class Flat(Whole):
 
     def meddle(self) -> None:
         super().meddle()
+        self._gather()
+
+    def keep(self) -> None:
+        super().keep()
         self._gather()
 
     def _gather(self) -> None:
@@ -456,6 +492,8 @@ def run(session: Whole) -> dict[str, Any]:
             session.renew()
         if case.meddle_at == index:
             session.meddle()
+        if case.keep_at == index:
+            session.keep()
     optimizer = session.optimizer
     return {
         **found,

@@ -40,7 +40,7 @@ def _warnings(schedule: Schedule | None = None, steps: int = _STEPS, **options: 
     """All warnings of a whole run, as a training loop would ask for them."""
     model = mlp()
     defaults = {"lr": 0.05, "lam": 0.05, "mask_lr": 0.003}
-    optimizer = SCL(connection_groups(model), **{**defaults, **options})
+    optimizer = SCL(connection_groups(model), **{"normalize": "feature", **defaults, **options})
     schedule = schedule or Schedule()
     scheduler = Scheduler(optimizer, schedule)
     optimizer.observing = True
@@ -118,6 +118,7 @@ def _borderline_run(schedule: Schedule) -> list[str]:
         mask_lr=0.2,
         mask_momentum=0.0,
         normalize="none",
+        mask_restart=0.0,
         min_connections=0,
     )
     scheduler, health = Scheduler(optimizer, schedule), MaskHealth(schedule.freeze_masks_at)
@@ -248,7 +249,8 @@ def test_snapshot_before_the_first_step() -> None:
 def test_observation_metrics() -> None:
     layer = nn.Linear(2, 3, bias=False)
     nn.init.ones_(layer.weight)
-    optimizer = SCL(connection_groups(layer), lr=0.0, lam=0.0, mask_lr=0.8, mask_momentum=0.0)
+    settings: dict[str, Any] = {"normalize": "feature", "mask_momentum": 0.0}
+    optimizer = SCL(connection_groups(layer), lr=0.0, lam=0.0, mask_lr=0.8, **settings)
     optimizer.observing = True
     # rms per feature 1, 4 and 0; after normalisation 1, 1 and 0. m: 1 − 0.8 stays, 1 + 0.8 too.
     layer.weight.grad = torch.tensor([[1.0, -1.0], [4.0, 4.0], [0.0, 0.0]])
@@ -270,7 +272,7 @@ def test_normalisation_removes_the_imbalance_of_a_real_network() -> None:
     model = mlp()
     with torch.no_grad():
         model.second.weight[:, 3] *= 30  # so feature 3 of the first layer is loud
-    optimizer = SCL(connection_groups(model), lr=0.01, lam=0.1)
+    optimizer = SCL(connection_groups(model), lr=0.01, lam=0.1, normalize="feature")
     optimizer.observing = True
     train(model, optimizer, mlp_batches(3))
     metrics = observation_metrics(optimizer.observations)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "slurm" / "resnet50_scl.sh"
 DOCTOR = ROOT / "slurm" / "doctor.sh"
 SWEEP = ROOT / "slurm" / "sweep_lambda.sh"
+SWEEP_FILE = ROOT / "slurm" / "sweep.sh"
 RECIPE = "recipes/digits_scl.yaml"
 # Masks that move fast enough for their hash to say something after so few epochs, and a line in
 # metrics.jsonl with the first step.

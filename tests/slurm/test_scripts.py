@@ -26,6 +26,7 @@ from tests.slurm.jobs import (
     SCRIPT,
     SETTINGS,
     SWEEP,
+    SWEEP_FILE,
     Submit,
     Submitted,
 )
@@ -67,6 +68,20 @@ def test_the_script_asks_for_a_node_of_eight_gpus() -> None:
         pytest.skip(reason)
     with Slurm(cpus=96, gpus=8) as cluster:
         job = cluster.show("job", cluster.submit(SCRIPT, "--hold", cwd=ROOT))
+        # What a site asks for, as docs/cluster.md has it: by options, or once by variables.
+        asked = ("--account=vision", "--partition=all", "--mem=100G")
+        said = {
+            "SBATCH_ACCOUNT": "vision",
+            "SBATCH_PARTITION": "all",
+            "SBATCH_MEM_PER_NODE": "100G",
+        }
+        by_option = cluster.show("job", cluster.submit(SCRIPT, "--hold", *asked, cwd=ROOT))
+        by_variable = cluster.show(
+            "job", cluster.submit(SCRIPT, "--hold", cwd=ROOT, variables=said)
+        )
+    for site in (by_option, by_variable):
+        assert (site["Account"], site["Partition"]) == ("vision", "all"), site
+        assert site["MinMemoryNode"] == "100G", site
     assert (job["NumNodes"], job["NumTasks"], job["CPUs/Task"]) == ("1-1", "8", "12")
     assert (job["TresPerNode"], job["Requeue"]) == ("gres:gpu:8", "1")
 
@@ -180,6 +195,25 @@ def test_an_array_of_three_lambdas_is_three_runs_of_one_group(submit: Submit) ->
     assert densities == sorted(densities, reverse=True) and densities[0] > densities[2]
 
 
+@pytest.mark.long
+def test_an_array_trains_whatever_a_sweep_varies(submit: Submit, tmp_path: Path) -> None:
+    sweep = tmp_path / "normalize.yaml"
+    kinds = ["feature", "none"]
+    entry = {"recipe": str(ROOT / RECIPE), "label": "n", "set": {"method.normalize": kinds}}
+    sweep.write_text(yaml.safe_dump({"name": "normalize", "seeds": [5], "runs": [entry]}))
+    variables = {"SCL_SWEEP": str(sweep), "SCL_ARGS": "--set optim.epochs=1"}
+    job = submit("--array=0-1", "--nodes=1", script=SWEEP_FILE, variables=variables)
+    for task in range(2):
+        job.slurm.wait_end(f"{job.number}_{task}", PATIENCE_S)
+    for kind in kinds:
+        run = tmp_path / "normalize" / f"n-normalize{kind}-seed5"
+        assert (run / "summary.json").exists(), job.log
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+        assert recipe["method"]["normalize"] == kind and recipe["seed"] == 5
+        [start] = (run / "environment.jsonl").read_text().splitlines()
+        assert json.loads(start)["started_by"] == "srun"
+
+
 def test_a_task_without_a_lambda_says_how_many_there_are(submit: Submit) -> None:
     job = submit("--array=7", script=SWEEP, variables={"SCL_LAMBDAS": "0.1 0.2"})
     job.slurm.wait_end(f"{job.number}_7", PATIENCE_S)
@@ -198,8 +232,11 @@ def test_ranks_in_a_container(submit: Submit, tmp_path: Path) -> None:
         'shift\nexec "$@"\n'
     )
     stand_in.chmod(0o755)
-    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
-    job = submit_stubs(submit, tmp_path, PATH=path, SCL_CONTAINER="image.sif", STUB_CODE="0")
+    # As a cluster's module does; srun takes it to the other node.
+    setup = tmp_path / "setup.sh"
+    setup.write_text(f"export PATH={bin_folder}:$PATH\n")
+    variables = {"SCL_SETUP": "setup.sh", "SCL_CONTAINER": "image.sif", "STUB_CODE": "0"}
+    job = submit_stubs(submit, tmp_path, **variables)
     wait_up(tmp_path, 2)
     submit.slurm.call("scancel", "--signal=USR1", job.number)
     job.wait_end("COMPLETED")

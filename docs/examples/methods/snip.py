@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sclcore.driver.choice import largest_of_all
+from sclcore.choice import largest_of_all
 from sclcore.driver.masked import MaskedMethod, live_masks, set_mask
 from sclcore.driver.net import Net
 from sclcore.schedule import Schedule

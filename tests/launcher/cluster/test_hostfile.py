@@ -100,4 +100,4 @@ def test_two_nodes_of_a_hostfile_train_one_run(
     assert "127.0.0.1: " in output and "localhost: " in output, "pdsh names the node of a line"
     assert summary(run_dir)["world_size"] == 2
     [line] = (run_dir / "environment.jsonl").read_text().splitlines()
-    assert json.loads(line)["started_by"] == "environment"
+    assert json.loads(line)["started_by"] == "deepspeed"

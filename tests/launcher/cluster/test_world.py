@@ -19,10 +19,19 @@ STEP = {
 }
 
 
-def test_ranks_of_deepspeed_and_torchrun() -> None:
+@pytest.mark.parametrize(
+    ("variables", "source"),
+    [
+        # As their launchers leave them: deepspeed 0.19, torchrun 2.11.
+        ({"CROSS_RANK": "0", "CROSS_SIZE": "1", "LOCAL_SIZE": "4"}, "deepspeed"),
+        ({"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0"}, "torchrun"),
+        ({}, "by hand"),
+    ],
+)
+def test_ranks_of_a_launcher(variables: dict[str, str], source: str) -> None:
     env = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a"}
-    world = find_world(env | {"MASTER_PORT": "7"})
-    assert world == World(3, 1, 4, "a", 7, "environment")
+    world = find_world(env | variables | {"MASTER_PORT": "7"})
+    assert world == World(3, 1, 4, "a", 7, source)
 
 
 def test_ranks_of_srun() -> None:
@@ -76,4 +85,4 @@ def test_export_sets_the_five_variables(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv(name, "before")
     world = World(1, 0, 2, "host", 1234, "srun")
     world.export()
-    assert find_world(os.environ) == World(1, 0, 2, "host", 1234, "environment")
+    assert find_world(os.environ) == World(1, 0, 2, "host", 1234, "by hand")

@@ -34,12 +34,17 @@ def _words(figure: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("draw", [accuracy, courses, layers])
-@pytest.mark.parametrize("deep", [False, True])
-def test_no_text_overlaps_or_leaves_the_figure(tmp_path: Path, draw: Any, deep: bool) -> None:
+@pytest.mark.parametrize(
+    ("deep", "name"),
+    [(False, "run_with_a_name"), (True, "run_with_a_name"), (False, "a_long_sweep-normalize" * 4)],
+)
+def test_no_text_overlaps_or_leaves_the_figure(
+    tmp_path: Path, draw: Any, deep: bool, name: str
+) -> None:
     network = DEEP if deep else SMALL
     for i in range(7 if deep else 2):
         density = 0.3 / (i + 1) ** 2
-        made = Made(f"run_with_a_name-{i}", scl(0.1 * (i + 1)), density=density, layers=network)
+        made = Made(f"{name}-{i}", scl(0.1 * (i + 1)), density=density, layers=network)
         write_run(tmp_path / str(i), made)
     write_run(tmp_path / "dense", Made("_dense", DENSE, density=1.0, layers=network))
     figure = draw(compare_runs([tmp_path]))

@@ -5,11 +5,8 @@ The server answers the few GraphQL queries that the client sends with what our r
 
 from __future__ import annotations
 
-import gzip
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from launcher import cli
 from launcher.compare import compare_runs
 from launcher.folder.results import read_recipe, read_run
 from tests.launcher.compare.compared import Made, write_run
+from tests.launcher.graphql import server
 
 ANSWERING: list[Path] = []
 
@@ -54,12 +52,8 @@ def _node(folder: Path) -> dict[str, Any]:
     }
 
 
-def _answer(query: dict[str, Any]) -> dict[str, Any]:
-    text, variables = query["query"], query.get("variables") or {}
+def _answer(text: str, variables: dict[str, Any]) -> dict[str, Any]:
     folders = {folder.name: folder for folder in ANSWERING}
-    if "viewer" in text:
-        viewer = {"id": "1", "entity": "us", "username": "us", "email": "us@example.org"}
-        return {"viewer": viewer | {"flags": "{}", "teams": {"edges": []}}}
     if "sampledHistory" in text:
         [spec] = variables["specs"]
         keys = json.loads(spec)["keys"]
@@ -81,39 +75,17 @@ def _run_lines(folders: dict[str, Path], variables: dict[str, Any]) -> list[dict
     return read_run(folders[variables["name"]]).metrics
 
 
-class _Server(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        # The client also sends how it fares itself, elsewhere.
-        data = _answer(json.loads(body)) if self.path == "/graphql" else {}
-        answer = json.dumps({"data": data}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on the terminal."""
-
-
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.chdir(tmp_path)
-    yield
-    import wandb
+    with server(_answer) as variables:
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        yield
+        import wandb
 
-    wandb.teardown()
-    server.shutdown()
-    server.server_close()
+        wandb.teardown()
     ANSWERING.clear()
 
 

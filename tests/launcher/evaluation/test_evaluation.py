@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
+from sklearn.metrics import confusion_matrix
 from torchmetrics.classification import MulticlassCalibrationError
 
 from data.stream.pipeline import DataConfig, open_split
@@ -22,6 +23,7 @@ from launcher.errors import RunError, UsageError
 from launcher.evaluation import measures, picture
 from launcher.evaluation.predictions import Predictions, _predict, predict_run
 from launcher.evaluation.samples import known_of, open_samples
+from launcher.evaluation.show import show
 from launcher.recipe.load import load_recipe
 from tests.launcher.conftest import summary
 
@@ -95,6 +97,25 @@ def test_counts_are_exact_and_what_did_not_decode_is_wrong() -> None:
     assert results["loss"] == pytest.approx(p.loss[50:].mean())
 
 
+@pytest.mark.parametrize("classes", [4, 20, 100])
+def test_the_confusion_matrix_is_that_of_scikit_learn(
+    classes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    p = made_up(6, classes=classes)
+    p = replace(p, sound=np.arange(600) >= 50)
+    results = measures.measure(p)
+    expected = confusion_matrix(p.label[50:], p.predicted[50:], labels=range(classes))
+    assert (measures.confusion_matrix(results) == expected).all()
+    off = np.where(np.eye(classes), 0, expected)
+    assert results["confusions"][0]["samples"] == off.max()
+    report = {"run": "r", "data": "d", "results": results}
+    show(report)
+    shown = capsys.readouterr().out
+    title = "Which class (rows) is taken" if classes <= 12 else "Most often mistaken"
+    assert title in shown and f"class {np.argwhere(off == off.max())[0, 0]}" in shown
+    assert picture.draw_confusion(report).startswith(b"\x89PNG")
+
+
 def test_the_class_that_pays_is_found() -> None:
     """Two equal networks, but for one class of which one of them knows half as much."""
     dense = made_up(2, size=2000, skill=0.9)
@@ -137,10 +158,13 @@ def test_scl_eval_against_another_run(
     assert report["results"]["top1"] == pytest.approx(summary(smooth_run)["top1"], abs=1e-9)
     assert report["results"]["top5"] == pytest.approx(summary(smooth_run)["top5"], abs=1e-9)
     assert report["results"]["samples"] == 360
-    with Image.open(out / "eval.png") as image:
-        assert image.format == "PNG"
+    for name in ("eval.png", "confusion.png"):
+        with Image.open(out / name) as image:
+            assert image.format == "PNG"
+    # Right or wrong, each sample is in one field of the matrix.
+    assert measures.confusion_matrix(report["results"]).sum() == 360
     assert cli.main(command) == 2
-    assert "holds eval.json and eval.png already" in capsys.readouterr().err
+    assert "holds eval.json and eval.png and confusion.png already" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def test_bad_input_is_one_sentence(
     assert "--values int8 changes compact alone" in refused(
         capsys, undisturbed, "--format", "csv", "--values", "int8", *out
     )
-    assert "--remove-dead changes onnx and torch alone" in refused(
+    assert "--remove-dead changes onnx, torch and native alone" in refused(
         capsys, undisturbed, "--format", "safetensors", "--remove-dead", *out
     )
     (tmp_path / "empty/mine").touch()

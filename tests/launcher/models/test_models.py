@@ -104,6 +104,10 @@ def test_the_literatures_networks_learn_and_take_other_depths() -> None:
             optimizer.step()
             losses.append(float(loss.detach()))
         assert losses[-1] < 0.5 * losses[0], name
+    narrow = ModelConfig(name="cifar_resnet20", kwargs={"width": 8})
+    assert create_model(narrow, num_classes=5, in_chans=1)(torch.zeros(1, 1, 8, 8)).shape == (1, 5)
+    lenet = ModelConfig(name="lenet5_caffe", kwargs={"width": 8, "image_size": 32, "active": True})
+    assert create_model(lenet, num_classes=5, in_chans=1)(torch.zeros(1, 1, 32, 32)).shape == (1, 5)
     config = ModelConfig(name="cifar_wrn28_10", kwargs={"depth": 16, "width": 2})
     assert create_model(config, num_classes=5, in_chans=1)(torch.zeros(1, 1, 8, 8)).shape == (1, 5)
     with pytest.raises(UsageError, match=r"depth must be 6n \+ 4, such as 16 or 28, not 20"):

@@ -23,26 +23,28 @@ from tests.launcher.test_resume import assert_identical, segment
 
 def test_it_is_the_formula_and_knows_dead_connections() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    linear, norm = nn.Linear(5, 4), nn.BatchNorm1d(4)
+    assert norm.running_mean is not None
+    model = nn.Sequential(linear, norm)
     average = WeightAverage(model, 0.6, masked=["0.weight"])
-    expected = model[0].weight.detach().double().clone()
+    expected = linear.weight.detach().double().clone()
     for n in range(1, 9):
         with torch.no_grad():
-            model[0].weight.add_(torch.randn(4, 5)).mul_(torch.rand(4, 5) < 0.7)
-            model[1].running_mean.fill_(n)
+            linear.weight.add_(torch.randn(4, 5)).mul_(torch.rand(4, 5) < 0.7)
+            norm.running_mean.fill_(n)
         average.update()
         decay = min(0.6, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * model[0].weight.detach().double()
-    now = model[0].weight.detach().clone()
+        expected = decay * expected + (1 - decay) * linear.weight.detach().double()
+    now = linear.weight.detach().clone()
     versions = [p._version for p in model.parameters()]
     with average.in_place():
         # Sums of float32 that are about 1.
         wanted = expected * (now != 0)
-        torch.testing.assert_close(model[0].weight.double(), wanted, rtol=0, atol=1e-6)
-        assert torch.equal(model[0].weight != 0, now != 0)
-        assert 5 < float(model[1].running_mean[0]) < 8
-        assert model[1].num_batches_tracked == 0
-    assert torch.equal(model[0].weight, now) and float(model[1].running_mean[0]) == 8
+        torch.testing.assert_close(linear.weight.double(), wanted, rtol=0, atol=1e-6)
+        assert torch.equal(linear.weight != 0, now != 0)
+        assert 5 < float(norm.running_mean[0]) < 8
+        assert int(norm.num_batches_tracked or 0) == 0
+    assert torch.equal(linear.weight, now) and float(norm.running_mean[0]) == 8
     # Or the optimizer would take them for weights it is given.
     assert versions == [p._version for p in model.parameters()]
 

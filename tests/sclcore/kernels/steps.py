@@ -35,6 +35,7 @@ ALL_OPTIONS = [
         weight_decay=weight_decay,
         mask_lr=mask_lr,
         mask_momentum=0.8,
+        mask_restart=0.5 if nesterov else 0.0,
         proxy=proxy,
         price=0.05,
         noise=0,

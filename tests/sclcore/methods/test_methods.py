@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from sclcore import SCL, Schedule, Scheduler, connection_groups
+from sclcore.choice import largest
+from sclcore.courses import cubic_density
 from sclcore.driver.budgets import erk_densities
-from sclcore.driver.choice import largest
+from sclcore.driver.build import optimizer_of
 from sclcore.driver.method import DrivenMethod
 from sclcore.driver.optimizer import Driver
-from sclcore.driver.schedules import cubic_density
 from sclcore.methods.magnitude import Magnitude
 from sclcore.methods.rigl import RigL
 from sclcore.methods.soft_threshold import SoftThreshold
@@ -32,7 +33,8 @@ Make = Callable[..., Driver]
 def driver(kind: type[DrivenMethod], model: nn.Module, **options: Any) -> Driver:
     """The optimizer of a method; `options` are the method's own and those of the weights."""
     own = {key: options.pop(key) for key in [*options] if key in kind.model_fields}
-    return Driver(kind(**own), connection_groups(model), lr=0.05, **SGD | options)
+    settings: dict[str, Any] = {"lr": 0.05} | SGD | options
+    return Driver(kind(**own), connection_groups(model), **settings)
 
 
 def magnitude(model: nn.Module, **options: Any) -> Driver:
@@ -131,6 +133,39 @@ def test_magnitude_is_the_textbooks() -> None:
     masks = optimizer.masks()
     assert all(torch.equal(masks[name], live[name].bool()) for name in names)
     assert sum(optimizer.live_connections().values()) == round(0.2 * 192)
+
+
+def test_magnitude_keeps_the_largest_of_each_block() -> None:
+    """N:M: of every four neighbours those that a search over all pairs finds; one at a time."""
+    model = mlp()
+    weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.ndim > 1}
+    optimizer = magnitude(model, density=None, n_m="2:4", lr=0.0)
+    most: list[int] = []
+    train(
+        model,
+        optimizer,
+        mlp_batches(STEPS),
+        each=lambda step: most.append(
+            max(int(mask.view(-1, 4).sum(1).max()) for mask in optimizer.masks().values())
+        ),
+    )
+    assert most == sorted(most, reverse=True)
+    assert set(most) == {4, 3, 2}
+    for name, mask in optimizer.masks().items():
+        for row, kept in zip(weights[name].view(-1, 4), mask.view(-1, 4), strict=True):
+            best = max(itertools.combinations(range(4), 2), key=lambda p: row[[*p]].abs().sum())
+            assert kept.nonzero().flatten().tolist() == [*best]
+
+
+def test_what_n_m_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs density or n_m, one of them"):
+        Magnitude(density=0.5, n_m="2:4")
+    with pytest.raises(ValueError, match="takes n_m or budget: erk"):
+        Magnitude(n_m="2:4", budget="erk")
+    network = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"0\.weight has 6 input connections .* exclude it"):
+        optimizer_of(Magnitude(n_m="2:4"), network, torch.zeros(1, 6), {"lr": 0.1})
+    optimizer_of(Magnitude(n_m="2:4", exclude=["0"]), network, torch.zeros(1, 6), {"lr": 0.1})
 
 
 @pytest.mark.parametrize("budget", ["layer", "erk"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,13 +11,11 @@ from torch import Tensor, nn
 
 from sclcore import SCL, Schedule, Scheduler, connection_groups
 from sclcore.scl.controller import (
+    Plant,
     Steering,
     TargetController,
-    decay_at,
-    line,
-    next_steering,
     share_above,
-    slope,
+    wanted,
 )
 from tests.sclcore.nets import mlp_batches, train
 
@@ -34,35 +33,46 @@ def test_the_value_above_which_a_share_lies(seed: int) -> None:
         assert int((values > even).sum()) == round(1000 * share) - 1
 
 
-def test_the_line_lands_softly() -> None:
-    assert line(0.0) == 1.0 and line(1.0) == 0.0 and slope(1.0) == 0.0
-    for at in (0.1, 0.5, 0.699, 0.701, 0.9, 0.99):
-        assert (line(at + 1e-6) - line(at - 1e-6)) / 2e-6 == pytest.approx(slope(at), abs=1e-4)
+def test_the_course_waits_falls_and_stays() -> None:
+    assert [wanted(at, 0.04) for at in (0.0, 0.25)] == [1.0, 1.0]
+    assert wanted(0.525, 0.04) == pytest.approx(0.04 + 0.96 / 8), "half-way, by a cubic law"
+    assert [wanted(at, 0.04) for at in (0.8, 1.0)] == [0.04, 0.04]
 
 
-@pytest.mark.parametrize("start", [0.0, 0.3])
-@pytest.mark.parametrize("drift", [-0.1, 0.0, 0.5])
-def test_the_quantile_arrives_whatever_drifts(start: float, drift: float) -> None:
-    """dq/dtravel = -reach · (λ + gradient) with a gradient that the controller does not know.
-
-    It grows to twice what it was in the course of the run.
-    """
-    reach, steps = 7.0, 2000
-    state, quantile = Steering(start), 1.0
-    for step in range(1, steps + 1):
+@pytest.mark.parametrize("memory", [0, 9, 30])
+@pytest.mark.parametrize("drift", [-0.3, -0.1, 0.0])
+def test_the_quantile_arrives_whatever_drifts_and_stays(drift: float, memory: int) -> None:
+    """A quantile that λ moves with the delay of momentum, and a gradient that is not known."""
+    steps, reach = 2000, 7.0
+    plant = Plant(start=1.0, reach=reach, memory=memory / steps)
+    kept = memory / (1 + memory)
+    state, quantile, late = Steering(1.0 / reach / 0.25), 1.0, 0.0
+    seen: list[float] = []
+    for step in range(steps):
         travel = step / steps
-        quantile -= reach * (state.lam - 0.2 - drift * (0.5 + 0.5 * travel)) / steps
-        if step % 20 == 0:
-            decay = decay_at(travel, fastest=0.02)
-            state = next_steering(state, travel, quantile, start=1.0, reach=reach, decay=decay)
-    assert abs(quantile) < 0.03
-    assert state.lam == pytest.approx(0.2 + drift, abs=0.1), "what holds q where it is"
+        if step and step % 20 == 0:
+            state = plant.next(state, travel, travel + max(20, memory) / steps, quantile)
+            seen.append(quantile)
+            assert not memory or state.late == pytest.approx(late, rel=0.05, abs=0.02)
+        late = kept * late + (1 - kept) * state.lam
+        quantile -= reach * (late + drift * (0.5 + 0.5 * travel)) / steps
+    # On the way down it is where it should be once momentum has come along, and from a quarter on
+    # at 0: to within what the unknown gradient does between two acts, 0.02, and what momentum
+    # has still to add.
+    coming = reach * memory / steps * 0.6
+    assert seen[9] == pytest.approx(1 - 0.1 / 0.25 + coming, abs=0.05)
+    assert max(abs(q) for q in seen[30:]) < 0.03 + reach * memory / steps * 0.6
 
 
 def test_lambda_stays_above_zero() -> None:
     """Where connections die faster than is wanted without any λ, it can only wait."""
-    state = next_steering(Steering(0.1), 0.5, -2.0, start=1.0, reach=7.0, decay=0.1)
-    assert state.lam == 0.0
+    plant = Plant(start=1.0, reach=7.0, memory=0.01)
+    assert plant.next(Steering(0.1), 0.5, 0.51, -2.0).lam == 0.0
+
+
+def test_what_an_older_version_saved_goes_on_from_its_lambda() -> None:
+    assert Steering.of({"lam": 0.3, "travel": 0.4, "error": 0.1}) == Steering(0.3, 0.4, 0.3)
+    assert Steering.of(asdict(Steering(0.3, 1.0, 0.2, True))) == Steering(0.3, 1.0, 0.2, True)
 
 
 def wide_mlp() -> nn.Module:
@@ -98,11 +108,9 @@ def run(target: float, weights: dict[str, float] | None = None) -> tuple[float, 
 @pytest.mark.parametrize("target", [0.2, 0.1])
 def test_a_network_ends_at_its_target(target: float) -> None:
     reached, course, optimizer = run(target)
-    # A network of 768 connections: 4 of them are 5 % of the smallest target.
-    assert reached == pytest.approx(target, rel=0.06)
     live = sum(int(m.sum()) for m in optimizer.masks().values())
     total = sum(m.numel() for m in optimizer.masks().values())
-    assert live / total == reached
+    assert live == round(target * total) and live / total == reached
     # λ changes only at acts, and no longer once the masks are final.
     assert len(set(course)) <= 101 and len(set(course[360:])) == 1
     assert math.isfinite(max(course)) and min(course) >= 0
@@ -115,4 +123,4 @@ def test_weights_decide_what_is_counted() -> None:
     reached, _, optimizer = run(0.2, weights)
     first: Tensor = optimizer.masks()[names[0]]
     assert reached == pytest.approx(float(first.float().mean()), rel=1e-6)
-    assert reached == pytest.approx(0.2, rel=0.06)
+    assert int(first.sum()) == round(0.2 * first.numel())

@@ -151,6 +151,7 @@ def test_normalisation_is_over_mask_variables() -> None:
         "mask_lr": 1.0,
         "mask_momentum": 0.0,
         "min_connections": 0,
+        "normalize": "feature",
     }
     steps = {}
     for granularity in ("kernel", "feature"):
@@ -178,7 +179,7 @@ def _trained(granularity: dict[str, str], n_m: dict[str, str], **options: Any) -
 
 
 def test_units_live_and_die_as_wholes() -> None:
-    model, optimizer = _trained(COARSE, {})
+    model, optimizer = _trained(COARSE, {}, mask_restart=0.0)
     variables = optimizer.mask_variables()
     for layer, granularity in COARSE.items():
         p = model.get_parameter(f"{layer}.weight").detach()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sclcore import SCL, connection_groups
 from sclcore.kernels.proxies import unit_step
+from sclcore.scl.settings import NORMALIZATIONS
 from tests.sclcore.nets import Mixed, Mlp, mixed_batches, mlp, mlp_batches, mse_step, train
 
 # Strong enough that within 40 steps of the MLP (192 connections) about half of them have died.
@@ -640,7 +641,7 @@ def test_channels_last_gives_the_same_network() -> None:
     plain = Mixed().double()
     other = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert not other.conv.weight.is_contiguous()
-    pair = [(m, _scl(m, mask_lr=0.02)) for m in (plain, other)]
+    pair = [(m, _scl(m, mask_lr=0.02, normalize="feature")) for m in (plain, other)]
     for x, y in mixed_batches(torch.float64) * 4:
         mse_step(*pair[0], (x, y))
         mse_step(*pair[1], (x.to(memory_format=torch.channels_last), y))
@@ -654,7 +655,7 @@ def test_channels_last_gives_the_same_network() -> None:
 
 def test_autocast_bf16() -> None:
     model = mlp()
-    optimizer = _scl(model)
+    optimizer = _scl(model, normalize="feature")
     losses = []
     for x, y in mlp_batches(60):
         optimizer.zero_grad()
@@ -688,7 +689,7 @@ def test_bf16_parameters() -> None:
 
 
 def test_observing_reports_flips_and_the_two_rms() -> None:
-    model, optimizer = _trained(20)
+    model, optimizer = _trained(20, normalize="feature")
     assert optimizer.observations == {}, "costs nothing unless asked for"
     optimizer.observing = True
     for batch in mlp_batches(10):
@@ -704,17 +705,26 @@ def test_observing_reports_flips_and_the_two_rms() -> None:
     assert set(optimizer.observations) == {"0.weight", "2.weight"}
 
 
-@pytest.mark.parametrize("normalize", ["feature", "layer", "none"])
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_observed_rms_are_those_of_the_mask_gradient(normalize: str) -> None:
     model, optimizer = _trained(5, normalize=normalize)
     optimizer.observing = True
     p = model.first.weight
     latent = optimizer.state[p]["weight"].clone()
+    latent_last = optimizer.state[model.second.weight]["weight"].clone()
     mse_step(model, optimizer, mlp_batches(1)[0])
     assert p.grad is not None
     expected = (p.grad * latent).square().mean(1).sqrt()
-    whole = (p.grad * latent).square().mean().sqrt()
-    after = {"feature": expected / expected, "layer": expected / whole, "none": expected}[normalize]
+    assert model.second.weight.grad is not None
+    other = (model.second.weight.grad * latent_last).square()
+    per_feature = 192 / (16 + 4)  # mask variables, on average
+    after = {
+        "feature": expected / expected,
+        "feature_norm": torch.full_like(expected, (per_feature / 8) ** 0.5),
+        "layer": expected / expected.square().mean().sqrt(),
+        "network": expected / ((expected.square().sum() * 8 + other.sum()) / 192).sqrt(),
+        "none": expected,
+    }[normalize]
     seen = optimizer.observations["0.weight"]
     torch.testing.assert_close(seen.rms_before, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(seen.rms_after, after, rtol=1e-5, atol=0)

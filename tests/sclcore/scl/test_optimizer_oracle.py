@@ -21,9 +21,7 @@ STEPS = 200
 # λ and the steps are in units of the mask gradient: 1 when it is normalised, about 1/1000 here when
 # it is not. Such that masks die and revive within the 200 steps.
 _SCALE: dict[str, dict[str, float]] = {
-    "feature": {"lam": 0.05, "mask_lr": 0.02},
-    "layer": {"lam": 0.05, "mask_lr": 0.02},
-    "none": {"lam": 1e-4, "mask_lr": 0.2, "mask_init": 0.02},
+    "none": {"lam": 1e-4, "mask_lr": 0.2, "mask_init": 0.02, "mask_restart": 0.01},
 }
 
 # A bias before batch norm has a gradient of pure rounding, 1e-17: divided by its own root mean
@@ -47,7 +45,10 @@ def _options(proxy: str, normalize: str, **more: Any) -> dict[str, Any]:
         "nesterov": False,
         "proxy": proxy,
         "normalize": normalize,
-        **_SCALE[normalize],
+        "lam": 0.05,
+        "mask_lr": 0.02,
+        "mask_restart": 0.1,
+        **_SCALE.get(normalize, {}),
         **more,
     }
 
@@ -132,11 +133,21 @@ def test_agrees_in_float64(proxy: str, normalize: str, cost: str) -> None:
         {"nesterov": True},
         {"momentum": 0.0, "mask_momentum": 0.0, "weight_decay": 0.0, "mask_lr": 0.1},
         {"mask_init": 0.2},
+        {"mask_restart": 0.0},
         {"proxy": "softplus", "normalize": "layer"},
         ADAMW,
         {**ADAMW, "normalize": "layer", "betas": (0.8, 0.999), "eps": 1e-5},
     ],
-    ids=["default", "nesterov", "no-momentum", "low-init", "softplus-layer", "adamw", "adamw2"],
+    ids=[
+        "default",
+        "nesterov",
+        "no-momentum",
+        "low-init",
+        "no-restart",
+        "softplus-layer",
+        "adamw",
+        "adamw2",
+    ],
 )
 def test_agrees_in_float64_with_attention(more: dict[str, Any]) -> None:
     options = {**_options("identity", "feature"), **more}

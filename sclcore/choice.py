@@ -28,3 +28,10 @@ def largest_of_all(scores: list[Tensor], count: int) -> list[Tensor]:
     """The same over several vectors together."""
     chosen = largest(torch.cat(scores), count)
     return list(chosen.split([len(score) for score in scores]))
+
+
+def best_of_blocks(rows: Tensor, count: int) -> Tensor:
+    """Which `count` elements of each row [n, m] are the largest, as bools; ties: the first ones."""
+    order = rows.argsort(dim=1, descending=True, stable=True)
+    best = torch.zeros_like(rows, dtype=torch.bool)
+    return best.scatter_(1, order[:, :count], True)

@@ -32,6 +32,11 @@ def reached(progress: float, place: float) -> bool:
     return progress >= place - _ROUNDING
 
 
+def phase_at(progress: float, *, begin: float, length: float) -> int:
+    """Which of the phases of one length a run is in, from 0 at `begin`; negative before it."""
+    return math.floor((progress - begin) / length + _ROUNDING)
+
+
 def again(progress: float, places: Sequence[float], first: float = 0.0) -> float:
     """Where a schedule is that begins again at each of `places`, of which the first is 0.
 

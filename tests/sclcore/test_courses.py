@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sclcore.driver.schedules import again, reached
+from sclcore.courses import again, reached
 
 
 def test_a_schedule_that_begins_again_is_gone_through_once_between_each_two_places() -> None:

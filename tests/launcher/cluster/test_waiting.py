@@ -1,0 +1,88 @@
+"""Who waits says for whom, for how long, and until when."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import terminal
+from launcher.terminal import Waiting, moments
+from tests.launcher.conftest import Start, finish, scl
+from tests.ports import free_port
+
+
+def test_a_rank_that_is_missing_is_named_while_it_is_waited_for(
+    recipe: Path, tmp_path: Path, start: Start
+) -> None:
+    """Rank 0 without rank 1, and beside it a rank 1 without rank 0."""
+    alone = {}
+    for rank in (0, 1):
+        command = [sys.executable, "-m", "launcher.train", "--recipe", str(recipe)]
+        command += ["--set", f"run_dir={tmp_path}/{rank}", "engine.timeout_s=10"]
+        world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        alone[rank] = start(command, **world, **place)
+    (code, said), (other_code, other_said) = (finish(alone[rank]) for rank in (0, 1))
+    where = r"127\.0\.0\.1, port \d+"
+    assert code == other_code == 1
+    assert re.search(
+        rf"waiting for rank 1 of 2 at {where}: [56] s so far, at most 10 s \(engine", said
+    ), said
+    assert "within 10 s: rank 1 did not start, or ended" in said
+    assert re.search(rf"rank 1 waits for rank 0 at {where}: \d+ s so far, at most 10 s", other_said)
+    assert "nobody answers at 127.0.0.1" in other_said
+
+
+def test_nothing_is_said_of_what_is_done_soon(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Waiting("blinking"):
+        pass
+    assert capsys.readouterr().err == ""
+    # The same, as if 5 seconds were a blink.
+    monkeypatch.setattr(terminal, "moments", lambda: iter([0.0, 1e6, 1e7]))
+    with Waiting("blinking", ", at most a day") as waiting:
+        waiting._closed.wait(0.5)
+    assert capsys.readouterr().err == "blinking: 0 s so far, at most a day\n"
+
+
+def test_the_first_words_come_soon_and_those_of_a_night_are_few() -> None:
+    said = []
+    for moment in moments():
+        if moment > 8 * 3600:
+            break
+        said.append(moment)
+    assert said[0] == 5 and len(said) < 500
+    assert all(later > earlier for earlier, later in itertools.pairwise(said))
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    recipe: Path, tmp_path: Path, start: Start
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    command = scl("train", "--recipe", recipe, "--ranks", "2", "--set", f"run_dir={tmp_path}/run")
+    longer = ["--set", "optim.epochs=24", "--dry-run", "--forecast"]
+    code, said = finish(start([*command, *longer]))
+    assert code == 0, said
+    for line in (
+        r"run +.*/run: new",
+        r"data +.*: 1,437 images to train on, 360 to evaluate, 10 classes",
+        r"model +small_convnet: 4,258 parameters, 4,168 connections, .* MACs an image",
+        r"batch +2 rank\(s\) × 1 × 48 = 96 images an update",
+        r"updates +24 epochs × 14 = 336; 93 images of each are left out",
+        r"method +scl, λ = 0.3; masks learn in the first 202 updates",
+        r"memory +[\d.]+ kB a rank for weights, gradients and optimizer; about [\d.]+ kB for",
+        r"disk +about [\d.]+ kB a checkpoint, at most 6 of them",
+        r" +0\.3 +[\d.]+ % +[\d.]+ %",
+        r"All checks passed; nothing was written\.",
+    ):
+        assert re.search(f"(?m)^{line}", said), f"{line}\n{said}"
+    assert sorted(tmp_path.rglob("*")) == before
+    code, said = finish(start([*command, "--dry-run", "--set", "method.lam=-1"]))
+    assert code == 2 and "method.lam: should be" in said
+    code, said = finish(start([*command, "--forecast"]))
+    assert code == 2 and "--forecast goes with --dry-run" in said
