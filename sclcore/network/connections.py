@@ -158,7 +158,8 @@ def pass_on_meta(model: nn.Module, example_input: Any) -> Any:
         # stand-in for what was there before, and leave it behind.
         stand_ins = {id(tensor): _to_meta(tensor) for _, tensor in _tensors(model)}
         state = {name: stand_ins[id(tensor)] for name, tensor in _tensors(model)}
-        with torch.no_grad():
+        # A compiled model would be compiled anew for this one pass.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return torch.func.functional_call(
                 model, state, tuple(_to_meta(x) for x in inputs), tie_weights=False
             )
