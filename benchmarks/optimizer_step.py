@@ -12,6 +12,7 @@ in both. The last line is a JSON object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -49,17 +50,11 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.numel() * 4 / best
 
 
-def main() -> None:
-    parser = options_parser(__doc__)
-    parser.add_argument("--model", default="resnet50", help="any timm model (default: resnet50)")
-    parser.add_argument(
-        "--weights", choices=("sgd", "adamw"), default="sgd", help="what moves them (default: sgd)"
-    )
-    options = parse(parser)
-    device = torch.device(options.device)
-    model = with_gradients(options.model, device)
-    weights = sum(p.numel() for p in model.parameters())
-    rule = options.weights
+def steps_of(
+    name: str, rule: str, device: torch.device
+) -> tuple[int, dict[str, Callable[[], object]]]:
+    """How many weights timm's model `name` has, and the steps to be timed, already warm."""
+    model = with_gradients(name, device)
     common: dict[str, Any] = {"lr": 1e-4, "weight_decay": 1e-4}
     dense = AdamW(model.parameters(), fused=True, **common)
     if rule == "sgd":
@@ -73,7 +68,20 @@ def main() -> None:
     for optimizer in optimizers.values():
         for _ in range(3):
             optimizer.step()
-    steps = {name: optimizer.step for name, optimizer in optimizers.items()}
+    steps: dict[str, Callable[[], object]] = {n: o.step for n, o in optimizers.items()}
+    return sum(p.numel() for p in model.parameters()), steps
+
+
+def main() -> None:
+    parser = options_parser(__doc__)
+    parser.add_argument("--model", default="resnet50", help="any timm model (default: resnet50)")
+    parser.add_argument(
+        "--weights", choices=("sgd", "adamw"), default="sgd", help="what moves them (default: sgd)"
+    )
+    options = parse(parser)
+    device = torch.device(options.device)
+    rule = options.weights
+    weights, steps = steps_of(options.model, rule, device)
     rounds = in_turn(steps, device, 5 if options.quick else 25)
     times = {name: median(rounds, name) for name in steps}
     ratio = {name: median_ratio(rounds, name, rule) for name in steps}

@@ -7,7 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from functools import lru_cache
+from typing import NamedTuple, Protocol, TypeVar
 
 _log = logging.getLogger("data")
 _SAY_EVERY_S = 30
@@ -15,13 +16,21 @@ _Keys = TypeVar("_Keys")
 _Batch = TypeVar("_Batch")
 
 
+class Stretch(NamedTuple):
+    """Bytes `first` to `end` (exclusive) of shard number `shard`: what is read of it at a time."""
+
+    shard: int
+    first: int
+    end: int
+
+
 class Prepare(Protocol):
-    """Makes a shard ready to be read."""
+    """Makes a stretch of a shard ready to be read."""
 
     def __call__(
-        self, shard: int, urgent: Callable[[], bool], stopped: Callable[[], bool]
+        self, stretch: Stretch, urgent: Callable[[], bool], stopped: Callable[[], bool]
     ) -> Callable[[], None] | None:
-        """Return what to call once the shard is no longer needed; None only when `stopped`.
+        """Return what to call once the stretch is no longer needed; None only when `stopped`.
 
         `urgent` says whether somebody waits for it.
         """
@@ -31,13 +40,13 @@ class Prepare(Protocol):
 class Ahead:
     """Threads that prepare shards stage by stage: the stage being read, and the one after it.
 
-    A stage is a set of shards that are read together: a window of the training order, a few
-    shards in evaluation. Stages are numbered; `shards(number)` lists those of one, in order.
+    A stage is what is read together: this rank's part of a window of the training order, a few
+    shards in evaluation. Stages are numbered; `stretches(number)` lists those of one, in order.
     """
 
     def __init__(
         self,
-        shards: Callable[[int], list[int]],
+        stretches: Callable[[int], list[Stretch]],
         end: int,
         prepare: Prepare,
         *,
@@ -45,16 +54,16 @@ class Ahead:
         wait: bool,
     ) -> None:
         """`end`: the number after the last stage. `wait`: read nothing that is not ready."""
-        self._shards = shards
+        self._stretches = lru_cache(maxsize=2)(stretches)
         self._end = end
         self._prepare = prepare
         self._threads = threads
         self._wait = wait
         self._changed = threading.Condition()
-        self._wanted: dict[int, int] = {}  # the last stage that needs a shard
-        self._queue: deque[int] = deque()
-        self._ready: dict[int, Callable[[], None]] = {}
-        self._urgent: set[int] = set()
+        self._wanted: dict[Stretch, int] = {}  # the last stage that needs it
+        self._queue: deque[Stretch] = deque()
+        self._ready: dict[Stretch, Callable[[], None]] = {}
+        self._urgent: set[Stretch] = set()
         self._planned = self._entered = -1
         self._unread: deque[range] = deque()
         self._error: Exception | None = None
@@ -101,7 +110,7 @@ class Ahead:
             for number in range(max(stage, self._planned + 1), min(stage + 2, self._end)):
                 self._plan(number)
             if self._wait:
-                self._urgent = {s for s in self._shards(stage) if s not in self._ready}
+                self._urgent = {s for s in self._stretches(stage) if s not in self._ready}
             self._changed.notify_all()
         while self._queue and self._threads > 0:
             self._threads -= 1
@@ -110,10 +119,10 @@ class Ahead:
             self._wait_for_urgent()
 
     def _plan(self, stage: int) -> None:
-        for shard in self._shards(stage):
-            if shard not in self._wanted:
-                self._queue.append(shard)
-            self._wanted[shard] = stage
+        for stretch in self._stretches(stage):
+            if stretch not in self._wanted:
+                self._queue.append(stretch)
+            self._wanted[stretch] = stage
         self._planned = stage
 
     def _wait_for_urgent(self) -> None:
@@ -127,36 +136,36 @@ class Ahead:
 
     def _release_before(self, stage: int) -> None:
         with self._changed:
-            for shard in [s for s, last in self._wanted.items() if last < stage]:
-                if shard in self._ready:
-                    self._ready.pop(shard)()
-                    del self._wanted[shard]
+            for stretch in [s for s, last in self._wanted.items() if last < stage]:
+                if stretch in self._ready:
+                    self._ready.pop(stretch)()
+                    del self._wanted[stretch]
 
     def _work(self) -> None:
-        while (shard := self._next()) is not None:
+        while (stretch := self._next()) is not None:
             try:
                 release = self._prepare(
-                    shard, lambda shard=shard: shard in self._urgent, lambda: self._stopped
+                    stretch, lambda wanted=stretch: wanted in self._urgent, lambda: self._stopped
                 )
             except Exception as error:
                 with self._changed:
                     self._error = self._error or error
                     self._changed.notify_all()
                 return
-            self._is_ready(shard, release)
+            self._is_ready(stretch, release)
 
-    def _next(self) -> int | None:
+    def _next(self) -> Stretch | None:
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._queue)
             return None if self._stopped else self._queue.popleft()
 
-    def _is_ready(self, shard: int, release: Callable[[], None] | None) -> None:
+    def _is_ready(self, stretch: Stretch, release: Callable[[], None] | None) -> None:
         with self._changed:
             if release is None:
                 return
             if self._stopped:
                 release()
                 return
-            self._ready[shard] = release
-            self._urgent.discard(shard)
+            self._ready[stretch] = release
+            self._urgent.discard(stretch)
             self._changed.notify_all()

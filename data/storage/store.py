@@ -16,7 +16,7 @@ from data.config import DataConfig
 from data.errors import DataError
 from data.files import atomic_file, remove_leftovers, sha256_of
 from data.shards.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, load_manifest, verify_shards
-from data.storage.ahead import Ahead
+from data.storage.ahead import Ahead, Stretch
 from data.storage.cache import ShardCache
 from data.storage.fetch import Retry, ShardDownload
 from data.storage.remote import Source, is_remote, open_source, without_secrets
@@ -36,7 +36,7 @@ class Store(Protocol):
     manifest: Manifest
     shards: list[Path]
 
-    def ahead(self, shards: Callable[[int], list[int]], end: int) -> Ahead:
+    def ahead(self, stretches: Callable[[int], list[Stretch]], end: int) -> Ahead:
         """What makes shards ready, stage by stage, for a stream that begins now."""
         ...
 
@@ -63,31 +63,38 @@ class LocalStore:
         verify_shards(folder, self.manifest)
         self.shards = [folder / shard.name for shard in self.manifest.shards]
 
-    def ahead(self, shards: Callable[[int], list[int]], end: int) -> Ahead:
-        """Ask the kernel for whole shards, one after the other, before workers pick from them."""
+    def ahead(self, stretches: Callable[[int], list[Stretch]], end: int) -> Ahead:
+        """Ask the kernel for long stretches, front to back, before workers pick from them."""
         # What does not fit into memory would be read twice; a small set is read in no time.
         in_flight = 2 * bytes_in_flight(self.manifest, self._window)
         big = self.manifest.samples > self._window
         useful = big and in_flight < psutil.virtual_memory().available
         return Ahead(
-            shards if useful else lambda _: [], end, self._read_ahead, threads=2, wait=False
+            stretches if useful else lambda _: [], end, self._read_ahead, threads=2, wait=False
         )
 
     def _read_ahead(
-        self, shard: int, urgent: Callable[[], bool], stopped: Callable[[], bool]
+        self, stretch: Stretch, urgent: Callable[[], bool], stopped: Callable[[], bool]
     ) -> Callable[[], None]:
-        read_ahead(self.shards[shard], stopped)
+        read_ahead(self.shards[stretch.shard], stopped, stretch.first, stretch.end)
         return _nothing
 
 
-def read_ahead(path: Path, stopped: Callable[[], bool] = lambda: False) -> None:
-    """Ask the kernel to read a file into its cache, front to back."""
+def read_ahead(
+    path: Path,
+    stopped: Callable[[], bool] = lambda: False,
+    first: int = 0,
+    end: int | None = None,
+) -> None:
+    """Ask the kernel to read bytes `first` to `end` of a file into its cache, front to back."""
     # Only a hint: a shard that cannot be opened is reported by the worker that reads it.
     with contextlib.suppress(OSError), path.open("rb") as stream:
-        for start in range(0, os.fstat(stream.fileno()).st_size, _BLOCK):
+        end = os.fstat(stream.fileno()).st_size if end is None else end
+        for start in range(first, end, _BLOCK):
             if stopped():
                 return
-            os.posix_fadvise(stream.fileno(), start, _BLOCK, os.POSIX_FADV_WILLNEED)
+            length = min(_BLOCK, end - start)
+            os.posix_fadvise(stream.fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
 
 def _nothing() -> None:
@@ -152,15 +159,16 @@ class RemoteStore:
                 f"{needed / 1e9:.3g} GB of shards at a time; give it at least that, better twice"
             )
 
-    def ahead(self, shards: Callable[[int], list[int]], end: int) -> Ahead:
+    def ahead(self, stretches: Callable[[int], list[Stretch]], end: int) -> Ahead:
         """Fetch shards into the cache, several at a time, and keep them there while needed."""
         threads = self._config.fetch_ahead
-        return Ahead(shards, end, self._fetch, threads=threads, wait=True)
+        return Ahead(stretches, end, self._fetch, threads=threads, wait=True)
 
     def _fetch(
-        self, shard: int, urgent: Callable[[], bool], stopped: Callable[[], bool]
+        self, stretch: Stretch, urgent: Callable[[], bool], stopped: Callable[[], bool]
     ) -> Callable[[], None] | None:
-        info = self.manifest.shards[shard]
+        # Whole, because that is what the manifest has a checksum of.
+        info = self.manifest.shards[stretch.shard]
 
         def fill(stream: BinaryIO) -> None:
             name = f"{self._split}/{info.name}"

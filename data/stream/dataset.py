@@ -20,6 +20,7 @@ from data.images.decode import CorruptImage
 from data.shards.class_order import is_sorted_by_class
 from data.shards.index import SampleIndex, key_at
 from data.shards.manifest import INDEX_NAME
+from data.storage.ahead import Stretch
 from data.storage.reader import ShardReader
 from data.storage.store import Store, open_store
 from data.stream import plan
@@ -189,8 +190,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         # A set of one window is permuted as a whole, however it lies.
         if len(self) > plan.WINDOW and is_sorted_by_class(self._index.label):
             _log.warning(
-                "%s is sorted by class, so a batch sees few classes at a time and training "
-                "suffers; pack it again with `scl pack`, which shuffles",
+                "%s is sorted by class, so a batch sees few classes at a time, a rank's part of it "
+                "fewer still, and training suffers; pack it again with `scl pack`, which shuffles",
                 self.store.name,
             )
 
@@ -199,10 +200,21 @@ class ShardDataset(Dataset[dict[str, Any]]):
         first, last = self._index.shard[ids[[0, -1]]].tolist()
         return range(first // STAGE_SHARDS, last // STAGE_SHARDS + 1)
 
-    def stage_shards(self, stage: int) -> list[int]:
+    def stage_stretches(self, stage: int) -> list[Stretch]:
         """Return the shards of one such group."""
         first = stage * STAGE_SHARDS
-        return list(range(first, min(first + STAGE_SHARDS, len(self.manifest.shards))))
+        shards = self.manifest.shards[first : first + STAGE_SHARDS]
+        return [Stretch(first + k, 0, shard.bytes) for k, shard in enumerate(shards)]
+
+    def stretches(self, ids: np.ndarray) -> list[Stretch]:
+        """Return what is read of each shard for the samples `ids`, ascending."""
+        index = self._index
+        shards, first = np.unique(index.shard[ids], return_index=True)
+        last = np.append(first[1:], len(ids)) - 1
+        begin, end = index.offset[ids[first]], index.offset[ids[last]] + index.size[ids[last]]
+        return [
+            Stretch(*row) for row in zip(shards.tolist(), begin.tolist(), end.tolist(), strict=True)
+        ]
 
     def locate(self, sample: int) -> tuple[str, str]:
         """Return the shard's name and the key of a sample, for messages."""

@@ -54,7 +54,10 @@ def train_stream(
     if plan.rank == 0:
         dataset.warn_if_sorted()
     view = dataset.with_seed(plan.seed, epochs)
-    ahead = dataset.store.ahead(plan.window_shards, epochs * plan.windows_per_epoch)
+    ahead = dataset.store.ahead(
+        lambda window: dataset.stretches(plan.window_ids(window)),
+        epochs * plan.windows_per_epoch,
+    )
     keys = ahead.keys(
         _train_keys(plan, start_epoch, start_step, epochs),
         _train_windows(plan, start_epoch, start_step, epochs),
@@ -113,7 +116,7 @@ def eval_stream(
     planned = list(eval_batches(len(dataset), world_size, rank, config.eval_batch_size))
     workers = min(config.workers, len(planned))
     stages = [dataset.stages(ids) for ids, _ in planned]
-    ahead = dataset.store.ahead(dataset.stage_shards, stages[-1].stop)
+    ahead = dataset.store.ahead(dataset.stage_stretches, stages[-1].stop)
     keys = ahead.keys((ids.tolist() for ids, _ in planned), stages)
     loaded = _load(dataset, keys, config, workers, len(planned[0][0]))
     batches = _noting(dataset, loaded)

@@ -9,26 +9,38 @@ from functools import cached_property
 import numpy as np
 
 from data.errors import DataError
+from data.stream.deal import share, spread
 
 # Sets up to this size are permuted uniformly, larger ones inside windows of this many samples of
 # shuffled shards: 14 of ImageNet's 256 shards, 7 GB, are in flight. benchmarks/shuffle.py has the
 # measurements behind the number.
 WINDOW = 65_536
 
+# Orders of sets larger than a window. The mixed one permutes a window uniformly and deals a batch
+# as it comes, so that every rank reads every shard: runs that began with it end with it. The spread
+# one has in each batch a fair share of each part of the window, dealt by place.
+MIXED, SPREAD = 1, 2
+ORDER = SPREAD
+
 
 class EpochOrder:
     """The order of one epoch, a permutation of all sample ids: a function of (seed, epoch) alone.
 
     Sample ids count through the shards in order. A set larger than a window has its shards
-    permuted, laid end to end and cut into windows, each permuted uniformly. Windows are computed
-    when they are read, so that starting anywhere costs the same.
+    permuted, laid end to end and cut into windows, each permuted for itself: uniformly where
+    `kind` is MIXED, evenly over the window's shards where it is SPREAD. Windows are computed when
+    they are read, so that starting anywhere costs the same.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], seed: int, epoch: int) -> None:
+    def __init__(
+        self, shard_sizes: Sequence[int], seed: int, epoch: int, kind: int = ORDER
+    ) -> None:
         self._seed = [seed, epoch]
         sizes = np.asarray(shard_sizes, np.int64)
         self._total = int(sizes.sum())
         self._draws = len(sizes) if self._total > WINDOW else 0
+        # What fits into a window is permuted uniformly, and read by all.
+        self.is_spread = kind == SPREAD and self._draws > 0
         shards = np.arange(len(sizes))
         if self._draws:
             shards = _random_ranks(self._raw(0), self._draws)
@@ -47,30 +59,40 @@ class EpochOrder:
 
     def ids(self, first: int, end: int) -> np.ndarray:
         """Return the samples at positions `first` to `end` (exclusive), int64."""
+        parts = self.parts(first, end)
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
+
+    def parts(self, first: int, end: int) -> list[np.ndarray]:
+        """Return the samples at positions `first` to `end` by the window that they are from."""
         parts = []
         while first < end:
             number, inside = divmod(first, WINDOW)
             part = self._permuted(number)[inside : inside + end - first]
             parts.append(part)
             first += len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
+        return parts
 
-    def shards(self, window: int) -> list[int]:
-        """Return the numbers of the shards that a window reads, in their permuted order."""
-        first, end = self._bounds(window)
-        return self._shards[self._places(first) : self._places(end - 1) + 1].tolist()
+    def line(self, window: int) -> np.ndarray:
+        """Return the samples of a window as they lie in its permuted shards, int64."""
+        line = np.arange(*self.bounds(window))
+        return line + self._shift[self._places(line)]
+
+    def bounds(self, window: int) -> tuple[int, int]:
+        """Return the first position of a window, and the one after its last."""
+        return window * WINDOW, min((window + 1) * WINDOW, self._total)
 
     def _permuted(self, number: int) -> np.ndarray:
         if self._window[0] != number:
-            first, end = self._bounds(number)
-            line = np.arange(first, end)
-            line += self._shift[self._places(line)]
-            raw = self._raw(self._draws + first)
-            self._window = number, line[_random_ranks(raw, len(line))]
+            line, first = self.line(number), number * WINDOW
+            if self.is_spread:
+                # By the shards' own numbers, not as they were permuted: a rank gets about the same
+                # part of the set in every epoch, of which a cache may hold something.
+                order = spread(_numbers(self._raw(self._draws + 2 * first), 2 * len(line)))
+                line = np.sort(line)[order]
+            else:
+                line = line[_random_ranks(self._raw(self._draws + first), len(line))]
+            self._window = number, line
         return self._window[1]
-
-    def _bounds(self, window: int) -> tuple[int, int]:
-        return window * WINDOW, min((window + 1) * WINDOW, self._total)
 
     def _places(self, line: np.ndarray | int) -> np.ndarray:
         return np.searchsorted(self._ends, line, side="right")
@@ -85,12 +107,16 @@ class EpochOrder:
 def _random_ranks(raw: np.random.PCG64, count: int) -> np.ndarray:
     # Raw generator output and a stable sort are the same in every numpy; Generator.permutation
     # may change between versions, and with it the order in which a resumed run goes on.
-    return np.argsort(np.asarray(raw.random_raw(count), np.uint64), kind="stable")
+    return np.argsort(_numbers(raw, count), kind="stable")
 
 
-def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int) -> np.ndarray:
+def _numbers(raw: np.random.PCG64, count: int) -> np.ndarray:
+    return np.asarray(raw.random_raw(count), np.uint64)
+
+
+def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, kind: int = ORDER) -> np.ndarray:
     """Return the whole permutation of an epoch at once, int64 [N]."""
-    order = EpochOrder(shard_sizes, seed, epoch)
+    order = EpochOrder(shard_sizes, seed, epoch, kind)
     return order.ids(0, len(order))
 
 
@@ -99,8 +125,11 @@ class BatchPlan:
     """The training batches of one rank.
 
     Global batch `b` of an epoch is a fixed stretch of its order, whatever the number of ranks and
-    the accumulation. A rank reads its contiguous part of it, in `accumulation` pieces. Raises
-    DataError where the numbers do not fit together (see `check_feasible`).
+    the accumulation. Of a set larger than a window it is sorted by where its samples lie, and rank
+    after rank gets a contiguous part of it: each reads its own part of the window's shards, the
+    same in all batches of the window. A rank reads in `accumulation` pieces; `order` is SPREAD, or
+    MIXED for a run that began with it. Raises DataError where the numbers do not fit together (see
+    `check_feasible`).
     """
 
     shard_sizes: Sequence[int]
@@ -109,6 +138,7 @@ class BatchPlan:
     world_size: int = 1
     rank: int = 0
     accumulation: int = 1
+    order: int = ORDER
 
     def __post_init__(self) -> None:
         check_feasible(self.samples, self.global_batch_size, self.world_size, self.accumulation)
@@ -145,9 +175,9 @@ class BatchPlan:
 
         Starting at `start_step` costs the same as starting at 0.
         """
-        order = EpochOrder(self.shard_sizes, self.seed, epoch)
-        for first, end in self._stretches(start_step):
-            yield order.ids(first, end)
+        order = self._epoch_order(epoch)
+        for step in range(start_step, self.steps_per_epoch):
+            yield from np.split(self._own(order, step), self.accumulation)
 
     @property
     def windows_per_epoch(self) -> int:
@@ -157,21 +187,39 @@ class BatchPlan:
     def windows(self, epoch: int, start_step: int = 0) -> Iterator[range]:
         """Yield the windows of each of `micro_batches`, counted through all epochs."""
         before = epoch * self.windows_per_epoch
-        for first, end in self._stretches(start_step):
-            yield range(before + first // WINDOW, before + (end - 1) // WINDOW + 1)
-
-    def window_shards(self, window: int) -> list[int]:
-        """Return the shards of a window, counted through all epochs, in the order of reading."""
-        epoch, number = divmod(window, self.windows_per_epoch)
-        return EpochOrder(self.shard_sizes, self.seed, epoch).shards(number)
-
-    def _stretches(self, start_step: int) -> Iterator[tuple[int, int]]:
-        part = self.global_batch_size // self.world_size
-        size = self.micro_batch_size
+        size = self.global_batch_size
         for step in range(start_step, self.steps_per_epoch):
-            first = step * self.global_batch_size + self.rank * part
-            for piece in range(self.accumulation):
-                yield first + piece * size, first + (piece + 1) * size
+            first, last = step * size // WINDOW, ((step + 1) * size - 1) // WINDOW
+            yield from [range(before + first, before + last + 1)] * self.accumulation
+
+    def window_ids(self, window: int) -> np.ndarray:
+        """Return what this rank reads from a window, counted through all epochs; ascending ids.
+
+        Where batches are dealt as they come, those of all ranks.
+        """
+        epoch, number = divmod(window, self.windows_per_epoch)
+        order = self._epoch_order(epoch)
+        if not order.is_spread:
+            return np.sort(order.line(number))
+        first, end = order.bounds(number)
+        steps = range(
+            first // self.global_batch_size,
+            min(self.steps_per_epoch, -(-end // self.global_batch_size)),
+        )
+        read = np.concatenate([self._own(order, step) for step in steps])
+        return np.intersect1d(read, order.line(number), assume_unique=True)
+
+    def _epoch_order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(self.shard_sizes, self.seed, epoch, self.order)
+
+    def _own(self, order: EpochOrder, step: int) -> np.ndarray:
+        """This rank's part of a global batch."""
+        first = step * self.global_batch_size
+        if not order.is_spread:
+            part = self.global_batch_size // self.world_size
+            return order.ids(first + self.rank * part, first + (self.rank + 1) * part)
+        parts = [np.sort(part) for part in order.parts(first, first + self.global_batch_size)]
+        return np.concatenate(share(parts, self.rank, self.world_size))
 
 
 def check_feasible(

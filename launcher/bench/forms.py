@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from launcher.bench.engines import elsewhere, engines
+from launcher.bench.form import Form, Run
 from launcher.export.source import Source
-from sclcore.export import ExportError, load_semi_structured, save_onnx
+from sclcore.export import ExportError, load_semi_structured
 from sclcore.export.folding import fold_batch_norm
-from sclcore.export.graphs import onnx_session
 from sclcore.export.removal import remove_dead_features
 from sclcore.export.semi_structured import patterns
 from sclcore.network.connections import find_connections
-
-Run = Callable[[Tensor], object]
-
-
-@dataclass(frozen=True)
-class Form:
-    """A way to run the model: `run` takes a batch of images, and is None where `why_not` says."""
-
-    name: str
-    run: Run | None
-    why_not: str = ""
 
 
 class CsrLinear(nn.Module):
@@ -65,7 +50,9 @@ def forms(source: Source, threads: int, device: torch.device) -> list[Form]:
         _csr(model, device),
         _semi_structured(model, device),
     ]
-    return [*in_torch, *_onnx(model, smaller, example, threads, device)]
+    if device.type != "cpu":
+        return [*in_torch, *elsewhere()]
+    return [*in_torch, *engines(model, smaller, example, threads)]
 
 
 def _torch(model: nn.Module, device: torch.device) -> Run:
@@ -116,33 +103,3 @@ def _semi_structured(model: nn.Module, device: torch.device) -> Form:
     converted = copy.deepcopy(model).eval().requires_grad_(False)
     load_semi_structured(converted)
     return Form(name, converted)
-
-
-def _onnx(
-    model: nn.Module,
-    smaller: nn.Module | None,
-    example: Tensor,
-    threads: int,
-    device: torch.device,
-) -> list[Form]:
-    in_onnxruntime = []
-    for name, graph in (("onnxruntime", model), ("onnxruntime, removed", smaller)):
-        if device.type != "cpu":
-            in_onnxruntime.append(Form(name, None, "measured on the CPU: --device cpu"))
-        elif importlib.util.find_spec("onnxruntime") is None:
-            in_onnxruntime.append(Form(name, None, "needs pip install 'scl-train[onnx]'"))
-        elif graph is None:
-            in_onnxruntime.append(Form(name, None, "they cannot be removed"))
-        else:
-            in_onnxruntime.append(_session(name, graph, example, threads))
-    return in_onnxruntime
-
-
-def _session(name: str, graph: nn.Module, example: Tensor, threads: int) -> Form:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        try:
-            save_onnx(graph, path, example)
-        except ExportError as error:
-            return Form(name, None, str(error))
-        return Form(name, onnx_session(path, threads))

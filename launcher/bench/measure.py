@@ -63,6 +63,7 @@ def bench(
         "threads": threads,
         "rounds": asked.rounds,
         "milliseconds": rows,
+        "bytes": {form.name: form.bytes for form in all_forms if form.bytes is not None},
         "not_run": {form.name: form.why_not for form in all_forms if form.run is None},
     }
 

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from launcher.folder.results import percent
 
-_NOTHING = (
-    "Dense kernels multiply zeros like other numbers: single connections that are missing make no "
-    "layer faster. What helps is fewer features (scl export --remove-dead), or 2:4 on a GPU."
+_ZEROS = (
+    "Dense kernels multiply zeros like other numbers: there single connections that are missing "
+    "make no layer faster. What helps is native, which leaves them out (scl export --format "
+    "native), fewer features (scl export --remove-dead), or 2:4 on a GPU."
 )
 
 
@@ -29,7 +30,10 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
     console.print(latency_table(report))
     for name, why in report["not_run"].items():
         console.print(f"not run: {name}: {why}", soft_wrap=True)
-    console.print(_NOTHING, soft_wrap=True)
+    sizes = [f"{name} {size:,}" for name, size in report["bytes"].items()]
+    if sizes:
+        console.print(f"bytes of the file: {', '.join(sizes)}", soft_wrap=True)
+    console.print(_ZEROS, soft_wrap=True)
     console.print(json.dumps(report), soft_wrap=True)
 
 

@@ -95,6 +95,11 @@ def folders(root: Path) -> list[Path]:
     return [root / match.string for match in matches]
 
 
+def folder_names(names: Iterable[str]) -> list[str]:
+    """Those of `names` that a checkpoint's folder may have, in order."""
+    return sorted(name for name in names if _FOLDER.match(name))
+
+
 def manifests(root: Path) -> dict[str, Manifest]:
     """The manifests that can be read, by folder name, oldest save first."""
     by_name = {}

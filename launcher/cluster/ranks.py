@@ -6,6 +6,7 @@ import datetime
 import os
 import random
 import signal
+import socket
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -147,6 +148,17 @@ def from_main(value: Any, group: dist.ProcessGroup | None = None) -> Any:
     box = [value]
     dist.broadcast_object_list(box, group=group)
     return box[0]
+
+
+def places_by_host() -> list[int]:
+    """Each rank's place where those of a host come one after the other. Collective.
+
+    Launchers number ranks so, but `srun --distribution=cyclic` does not.
+    """
+    hosts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    in_order = sorted(range(len(hosts)), key=lambda rank: (hosts.index(hosts[rank]), rank))
+    return [in_order.index(rank) for rank in range(len(hosts))]
 
 
 def _numpy_state() -> tuple[Any, ...]:

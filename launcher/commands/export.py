@@ -117,9 +117,11 @@ def _export(options: argparse.Namespace) -> int:
     check_source(asked.source)
 
     # Not before all is known to be there: they import torch, which takes seconds.
-    from launcher.export.show import show
-    from launcher.export.write import export
-    from launcher.terminal import say
+    from launcher.terminal import Waiting, say
+
+    with Waiting("importing PyTorch"):
+        from launcher.export.show import show
+        from launcher.export.write import export
 
     show(export(asked, described(options), say), options.out)
     return 0

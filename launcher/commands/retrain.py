@@ -38,8 +38,11 @@ def _retrain(options: argparse.Namespace) -> int:
     # Before torch is imported, which takes seconds.
     check_run(options.run, "recipe.yaml", "model.safetensors")
 
-    from launcher.start.retrain import retrain_recipe
-    from launcher.start.train import train
+    from launcher.terminal import Waiting
+
+    with Waiting("importing PyTorch"):
+        from launcher.start.retrain import retrain_recipe
+        from launcher.start.train import train
 
     overrides = list(options.overrides)
     if options.ranks is not None:

@@ -88,9 +88,11 @@ def _shrink(options: argparse.Namespace) -> int:
     check_source(asked.source)
 
     # Not before all is known to be there: they import torch, which takes seconds.
-    from launcher.shrink.show import show
-    from launcher.shrink.shrink import shrink
-    from launcher.terminal import say
+    from launcher.terminal import Waiting, say
+
+    with Waiting("importing PyTorch"):
+        from launcher.shrink.show import show
+        from launcher.shrink.shrink import shrink
 
     code = shrink(asked, described(options), say)
     if code == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from launcher.arguments import add_continue_with, add_recipe_options, changing
 from launcher.commands import SUMMARIES, Commands, add_command
@@ -51,11 +52,12 @@ def _train(options: argparse.Namespace) -> int:
     ranks = [] if options.ranks is None else [f"engine.ranks={options.ranks}"]
     settings = [*options.overrides, *ranks, *options.continue_with]
     recipe = as_trial(load_recipe(options.recipe, settings))
-    if find_world().is_main:
+    is_main = find_world().is_main
+    if is_main:
         say(f"{recipe.name}: checking the data and the model")
 
     # Not before the recipe is known to be sound: it imports torch, which takes seconds.
-    with Waiting("importing PyTorch"):
+    with Waiting("importing PyTorch") if is_main else contextlib.nullcontext():
         from launcher.start.train import train
 
     if options.dry_run:

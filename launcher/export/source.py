@@ -131,7 +131,7 @@ def open_source(path: Path, said: Described | None = None) -> Source:
 
 def _of_checkpoint(path: Path, said: Described) -> Source:
     saved = checkpoint.read(path)
-    recipe = saved.meta["recipe"]
+    recipe, progress = saved.meta["recipe"], saved.meta["progress"]
     state = checkpoint.load_part(saved, "model")
     run = saved.path.parent.parent
     network, model = _fit(state, _described_by(recipe, run), said, saved.path)
@@ -142,7 +142,8 @@ def _of_checkpoint(path: Path, said: Described) -> Source:
         run=run if (run / "recipe.yaml").is_file() else None,
         recipe=recipe,
         step=saved.step,
-        finished=saved.meta["progress"]["epochs"] >= recipe["optim"]["epochs"],
+        finished=progress.get("stopped_early", False)
+        or progress["epochs"] >= recipe["optim"]["epochs"],
     )
 
 

@@ -17,7 +17,7 @@ from data.config import DataConfig
 from data.files import new_folder, remove_leftovers
 from data.stream.pipeline import ShardDataset
 from launcher.checkpoints.disk_space import shortage
-from launcher.errors import RunError, UsageError
+from launcher.errors import RunError, UsageError, disk_refusal
 from launcher.evaluation.samples import ORIGIN_NAME, read_known
 from launcher.export.asked import ONNX, Options, check_options
 from launcher.export.formats import WRITERS
@@ -78,7 +78,8 @@ def _make_room(source: Source, out: Path) -> None:
         # Of exports that were killed.
         remove_leftovers(out.parent)
     except OSError as error:
-        raise UsageError(f"--out {out} cannot be made: {error}") from error
+        refusal = disk_refusal(error)
+        raise refusal or UsageError(f"--out {out} cannot be made: {error.strerror}") from error
     size = sum(v.numel() * v.element_size() for v in source.model.state_dict().values())
     if lack := shortage(out.parent, size):
         raise UsageError(f"--out {out}: {lack}; choose another place")

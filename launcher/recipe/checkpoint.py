@@ -28,6 +28,11 @@ class CheckpointConfig(BaseModel, extra="forbid"):
         description="How many checkpoints stay besides because none has both a higher top-1 and "
         "fewer connections.",
     )
+    mirror: str | None = Field(
+        default=None,
+        description="URL that fsspec writes to, such as s3://bucket/run: where all checkpoints are "
+        "copied as well, and looked for at a start; null: nowhere",
+    )
     resume: str = Field(
         default="auto",
         description=(

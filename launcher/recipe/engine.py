@@ -24,6 +24,27 @@ class EngineConfig(BaseModel):
         default=0,
         description="what ranks share out: 0 nothing, 1 optimizer state, 2 gradients as well",
     )
+    channels_last: bool = Field(
+        default=False,
+        description="lay convolutions out with channels last, as GPUs want them in half precision",
+    )
+    compile: Literal["off", "default", "max-autotune"] = Field(
+        default="off",
+        description="torch.compile of the model; max-autotune: try kernels out, for minutes",
+    )
+    autotune: bool = Field(
+        default=False,
+        description="let cuDNN try its algorithms out and take the fastest (CUDA); another start "
+        "may take others, which round differently",
+    )
+    tf32: bool = Field(
+        default=False, description="compute float32 products in TF32 (CUDA): faster, 10 bits"
+    )
+    recompute: bool = Field(
+        default=False,
+        description="compute activations again in the backward pass instead of keeping them "
+        "(gradient checkpointing): less memory, a third more arithmetic",
+    )
     max_micro_batch: int = Field(
         default=256,
         ge=1,

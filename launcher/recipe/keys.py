@@ -24,6 +24,7 @@ EXAMPLES: dict[str, Any] = {
     "optim.global_batch_size": 256,
     "optim.epochs": 90,
     "optim.lr": 0.1,
+    "distill.teacher": "runs/my_dense_run",
     "method.lam": 0.1,
     "method.density": 0.1,
     "method.iterations": 5,

@@ -52,6 +52,21 @@ class OptimConfig(BaseModel):
         default=0.0, ge=0, lt=1, description="smoothing of the training labels"
     )
 
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="keep an exponential moving average of the weights, of this decay an update, "
+        "evaluated and written beside them; null for none",
+    )
+
+    early_stop_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="end the run once top-1 has not risen for so many epochs, counted from when "
+        "the connections are final; null: train all epochs",
+    )
+
     @field_validator("betas")
     @classmethod
     def _are_decays(cls, value: tuple[float, float]) -> tuple[float, float]:

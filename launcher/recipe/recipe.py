@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.config import DataConfig
 from launcher.recipe.checkpoint import CheckpointConfig
+from launcher.recipe.distill import DistillConfig
 from launcher.recipe.engine import EngineConfig
 from launcher.recipe.init import AUTO, UNIFORM, InitConfig
 from launcher.recipe.method import MethodConfig, OptimConfig
 from launcher.recipe.model import ModelConfig
 from launcher.recipe.tracking import TrackingConfig
+from sclcore.driver.method import Method
 from sclcore.registry import find_method
 from sclcore.schedule import Schedule
 
@@ -45,6 +47,9 @@ class Recipe(BaseModel):
     data: DataConfig
     method: MethodConfig
     optim: OptimConfig
+    distill: DistillConfig | None = Field(
+        default=None, description="a teacher to learn from; null: labels alone"
+    )
     schedule: Schedule = Field(default_factory=Schedule)  # type: ignore[arg-type]
     engine: EngineConfig = Field(default_factory=EngineConfig)  # type: ignore[arg-type]
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)  # type: ignore[arg-type]
@@ -64,6 +69,11 @@ class Recipe(BaseModel):
                 f"method {self.method.name} writes other weights before each forward pass, which "
                 "a copy of the model in lower precision would not see: engine.precision must be "
                 f"{' or '.join(precisions)}, not {self.engine.precision}"
+            )
+        if self.optim.ema_decay is not None and len(precisions) < len(Method.precisions):
+            raise ValueError(
+                f"method {self.method.name} writes other weights before each forward pass, so "
+                "that those after an update are not the network: leave optim.ema_decay out"
             )
         return self
 

@@ -6,11 +6,15 @@ import os
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from launcher.cluster.ranks import sum_over_ranks
 from launcher.cluster.world import World
+from launcher.recipe.recipe import Recipe
+from launcher.run.average import WeightAverage
 from launcher.run.course import Course
 from launcher.run.engine import build_engine
+from launcher.run.fast import make_fast, set_arithmetic, set_layout
 from launcher.run.initial import (
     FirstState,
     Initial,
@@ -24,7 +28,9 @@ from launcher.run.learner import Learner
 from launcher.run.optimizer import build_optimizer
 from launcher.run.optimizer_state import OptimizerState, parameter_names
 from launcher.run.target import controller_of
+from launcher.run.teacher import read_teacher
 from sclcore.kernels.find import find_kernel
+from sclcore.optim.sparse import SparseOptimizer
 
 
 def build(
@@ -39,11 +45,15 @@ def build(
     """
     agree_on_fused_steps(device)
     recipe = inputs.recipe
+    set_arithmetic(recipe.engine, device)
     model = initial_model(recipe, inputs.manifest, initial or Initial()).to(device)
     if initial is not None:
         share(model)
     initial_hash = hash_weights(model) if initial is not None and world.is_main else None
     optimizer = build_optimizer(inputs.method, recipe.optim, model, inputs.example)
+    # Made with random numbers of its own, so that the student is the same with or without it.
+    with torch.random.fork_rng(devices=[]):
+        teacher = read_teacher(recipe, inputs.manifest, in_half=recipe.engine.precision != "fp32")
     controller = controller_of(recipe, model, optimizer, inputs.example, inputs.total_steps)
     course = Course(
         recipe,
@@ -55,6 +65,7 @@ def build(
     )
     names = parameter_names(model, optimizer)
     masks = first_masks(optimizer, recipe.init, initial) if initial is not None else {}
+    make_fast(model, recipe.engine)
     engine = build_engine(
         model,
         optimizer,
@@ -62,6 +73,7 @@ def build(
         clip_grad_norm=recipe.optim.clip_grad_norm,
         config=recipe.engine,
     )
+    set_layout(model, recipe.engine)
     optimizer_state = OptimizerState(engine, model, optimizer, names)
     if masks:
         optimizer_state.load(FirstState(model, masks, optimizer_state.updates))
@@ -75,9 +87,19 @@ def build(
         loss_function=nn.CrossEntropyLoss(label_smoothing=recipe.optim.label_smoothing),
         image=inputs.manifest.image,
         mixing=recipe.data.mixing,
+        teacher=None if teacher is None else teacher.to(device),
+        average=average_of(recipe, model, optimizer),
         initial_weights_hash=initial_hash,
     )
     return learner, course
+
+
+def average_of(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> WeightAverage | None:
+    """The average of the weights that the recipe asks for."""
+    if recipe.optim.ema_decay is None:
+        return None
+    masked = optimizer.connection_names if isinstance(optimizer, SparseOptimizer) else ()
+    return WeightAverage(model, recipe.optim.ema_decay, masked)
 
 
 def agree_on_fused_steps(device: torch.device) -> None:

@@ -20,8 +20,7 @@ _FORCED = 0.2
 class Course:
     """Sets the learning rates and λ of each update by the schedule; a target steers λ.
 
-    `shift` is that of the inputs. `is_main`: this rank prints what
-    the user should know.
+    `shift` is that of the inputs. `is_main`: this rank prints what the user should know.
     """
 
     def __init__(
@@ -60,6 +59,21 @@ class Course:
         """Whether the network after update `step` has the connections it will end with."""
         place = step - self._shift
         return self._recipe.method.masks_are_final(self._schedule, place, self.total_steps)
+
+    def note(self, progress: Progress) -> None:
+        """Remember the best epoch, and whether the run has come to a plateau."""
+        if not self.masks_are_final(progress.step):
+            return
+        top1 = max(progress.results["val/top1"], progress.results.get("ema/top1", 0.0))
+        if top1 > progress.best_top1 or not progress.best_epoch:
+            progress.best_top1, progress.best_epoch = top1, progress.epochs
+        patience = self._recipe.optim.early_stop_epochs
+        if patience is not None and progress.epochs - progress.best_epoch >= patience:
+            progress.stopped_early = progress.epochs < self._recipe.optim.epochs
+
+    def is_over(self, progress: Progress) -> bool:
+        """Whether there is no epoch to come."""
+        return progress.epochs >= self._recipe.optim.epochs or progress.stopped_early
 
     def _share(self, step: int) -> float:
         """How much of the run lies behind, 0 to 1."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from data.files import atomic_write
 from data.shards.manifest import Manifest
+from launcher.cluster.ranks import average_batch_norm
 from launcher.errors import RunError
 from launcher.reports import report
 from launcher.run.inputs import Inputs
@@ -53,6 +54,7 @@ def _write_results(
     recipe, model, optimizer = inputs.recipe, learner.model, learner.optimizer
     folder = recipe.folder
     masks = optimizer.masks() if isinstance(optimizer, SparseOptimizer) else None
+    _write_average(learner, folder, recipe.model.name, progress)
     if tracker is None:
         return
     uses = weight_uses(model, inputs.example)
@@ -70,11 +72,20 @@ def _write_results(
         "macs_dense": sum(b.macs_dense for b in budgets),
         "parameters": sum(p.numel() for p in model.parameters()),
         "mask_hash": hash_masks(masks) if masks is not None else None,
-        "epochs": recipe.optim.epochs,
+        "epochs": progress.epochs,
+        "best_top1": progress.best_top1,
+        "best_epoch": progress.best_epoch,
         "train_seconds": progress.seconds,
         "world_size": learner.world.world_size,
         "data": inputs.manifest.fingerprint(),
     }
+    if learner.average is not None:
+        summary["ema_top1"] = progress.results["ema/top1"]
+    if progress.stopped_early:
+        say(
+            f"stopped after {progress.epochs} of {recipe.optim.epochs} epochs: top-1 has not risen "
+            f"since epoch {progress.best_epoch} (optim.early_stop_epochs)"
+        )
     save_sparse_model(
         model,
         folder / "model.safetensors",
@@ -90,6 +101,7 @@ def _write_results(
         "sparse model" if masks else "model": folder / "model.safetensors",
         "metrics": folder / "metrics.jsonl",
         "layers": folder / "layers.csv",
+        **({"average": folder / "model_ema.safetensors"} if learner.average else {}),
         "picture": folder / "summary.png",
         "recipe": folder / "recipe.yaml",
         "checkpoints": folder / "checkpoints",
@@ -103,6 +115,17 @@ def _write_results(
     _give_to_tracker(inputs, tracker, summary, masks_picture)
     report.show(folder)
     _say_how_to_sync(tracker)
+
+
+def _write_average(learner: Learner, folder: Path, name: str, progress: Progress) -> None:
+    """`model_ema.safetensors`, where weights are averaged. Collective."""
+    if learner.average is None:
+        return
+    with learner.average.in_place():
+        average_batch_norm(learner.model)
+        if learner.world.is_main:
+            about = {"model": name, "top1": progress.results["ema/top1"]}
+            save_sparse_model(learner.model, folder / "model_ema.safetensors", metadata=about)
 
 
 def _give_to_tracker(

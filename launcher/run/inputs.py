@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from data.shards.manifest import Manifest
 from data.stream.pipeline import ShardDataset, open_split, train_stream
-from data.stream.plan import BatchPlan, check_feasible
+from data.stream.plan import MIXED, ORDER, BatchPlan, check_feasible
 from launcher.checkpoints import checkpoint
 from launcher.checkpoints.checkpoint import Checkpoint
 from launcher.checkpoints.disk_space import shortage
 from launcher.checkpoints.manifest import folders
+from launcher.checkpoints.mirror import bring_newest
 from launcher.errors import UsageError
 from launcher.models import check_training, model_on_meta
 from launcher.recipe.engine import accumulation_steps
@@ -22,6 +23,7 @@ from launcher.recipe.kinds import written
 from launcher.recipe.model import CUT_FILE
 from launcher.recipe.recipe import NOT_SET, Recipe, differences, resume_difference
 from launcher.run.continued import MAY_CHANGE
+from launcher.run.fast import check_fast
 from launcher.run.optimizer import build_optimizer
 from launcher.run.target import controller_of
 from launcher.run.unpacked import check_is_packed
@@ -37,6 +39,10 @@ class Inputs:
     val: ShardDataset
     world_size: int
     accumulation: int
+    order: int = ORDER
+    """How the samples of an epoch are ordered and dealt (`data.stream.plan`)."""
+    places: tuple[int, ...] = ()
+    """Which part of a batch each rank reads; () for as they are numbered."""
     shift: int = 0
     """Of a run whose batch was changed between two epochs: the updates that it has made up to then,
     less those that as many epochs have at the present size. Place = update - shift."""
@@ -81,9 +87,15 @@ class Inputs:
             seed=self.recipe.seed,
             global_batch_size=self.recipe.optim.global_batch_size,
             world_size=self.world_size,
-            rank=rank,
+            rank=self.places[rank] if self.places else rank,
             accumulation=self.accumulation,
+            order=self.order,
         )
+
+    def dealt(self, start: Checkpoint | None, places: list[int]) -> Inputs:
+        """These, in the order that the run began with, and with the ranks in `places`."""
+        order = ORDER if start is None else start.meta.get("order", MIXED)
+        return replace(self, order=order, places=tuple(places))
 
     def batches(self, rank: int, step: int) -> Iterator[dict[str, Tensor]]:
         """The micro-batches of `rank` from update `step` to the end of the run."""
@@ -141,6 +153,7 @@ def _check_model(inputs: Inputs) -> None:
     check_training(model, recipe.model, image, micro_batch, len(manifest.classes))
     optimizer = build_optimizer(inputs.method, recipe.optim, model, image)
     controller_of(recipe, model, optimizer, image, inputs.total_steps)
+    check_fast(recipe.engine, model, image, recipe.model.name)
     _check_room(recipe, sum(p.numel() for p in model.parameters()))
 
 
@@ -196,7 +209,10 @@ def find_start(
     It may have other values of the keys `changing`. Raises UsageError when it belongs to another
     recipe or other data, CheckpointError when what there is cannot be used.
     """
-    start = checkpoint.resolve(recipe.folder / "checkpoints", recipe.checkpoint.resume)
+    root = recipe.folder / "checkpoints"
+    if recipe.checkpoint.mirror is not None:
+        bring_newest(root, recipe.checkpoint.mirror, recipe.checkpoint.resume)
+    start = checkpoint.resolve(root, recipe.checkpoint.resume)
     if start is None:
         if changing:
             raise UsageError(

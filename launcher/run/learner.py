@@ -13,7 +13,9 @@ from data.augmentation.mixing import mix, mixed_targets
 from data.shards.manifest import ImageStats
 from data.stream.pipeline import normalise
 from launcher.cluster.world import World
+from launcher.run.average import WeightAverage
 from launcher.run.optimizer_state import OptimizerState
+from launcher.run.teacher import Teacher
 from sclcore.network.connections import find_connections
 from sclcore.optim.sparse import SparseOptimizer
 
@@ -33,22 +35,34 @@ class Learner:
     """What the images of the data set are, for their normalisation."""
     mixing: bool
     """Whether training mixes samples in pairs (mixup, CutMix)."""
+    teacher: Teacher | None = None
+    """Whose outputs are learned besides the labels."""
+    average: WeightAverage | None = None
+    """Of the weights, where the recipe keeps one."""
     initial_weights_hash: str | None = None
     """Of the weights that a new run starts from, before any mask; None where it continues."""
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits [batch, classes] in float32."""
+        return self.network(self.images(batch))
+
+    def images(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the network sees of a training batch: normalised and, where that is on, mixed."""
         images = normalise(batch["image"], self.image)
-        if self.mixing:
-            images = mix(images, batch)
-        return self.network(images)
+        return mix(images, batch) if self.mixing else images
 
     def loss(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Mean cross entropy; where samples are mixed, with their labels mixed likewise."""
+        """Mean cross entropy; where samples are mixed, with their labels mixed likewise.
+
+        With a teacher, which sees the same images, its share of the loss is what it says of them.
+        """
         labels = batch["label"]
         if self.mixing:
             labels = mixed_targets(batch, logits.shape[1])
-        return self.loss_function(logits, labels)
+        loss = self.loss_function(logits, labels)
+        if self.teacher is None:
+            return loss
+        return self.teacher.loss(logits, self.teacher.logits(self.images(batch)), loss)
 
     def network(self, images: Tensor) -> Tensor:
         """Logits [batch, classes] in float32, of normalised images."""
@@ -82,6 +96,11 @@ class Learner:
         optimizer.before_pass(0)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(kept[name])
+
+    def after_update(self) -> None:
+        """Take the network as it is now into the average."""
+        if self.average is not None:
+            self.average.update()
 
     def after_epoch(self, results: dict[str, float]) -> None:
         """Tell the method how the network does. Collective."""

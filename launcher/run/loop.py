@@ -37,7 +37,8 @@ def train(inputs: Inputs, learner: Learner, course: Course, start: Checkpoint | 
     batches = watchdog.awaited(inputs.batches(world.rank, progress.step))
     exit_code = 1
     try:
-        for epoch in range(progress.epochs, recipe.optim.epochs):
+        while not course.is_over(progress):
+            epoch = progress.epochs
             first = epoch * steps_per_epoch + inputs.shift
             monitor.start_epoch(epoch, done=progress.step - first)
             learner.engine.train()
@@ -68,8 +69,10 @@ def train(inputs: Inputs, learner: Learner, course: Course, start: Checkpoint | 
             progress.results = validate(learner, inputs, lambda: watchdog.beat("evaluating"))
             learner.after_epoch(progress.results)
             monitor.end_epoch(epoch, progress.step, progress.results)
-            progress.epochs = done = epoch + 1
-            if done % recipe.checkpoint.every_epochs == 0 or done == recipe.optim.epochs:
+            progress.epochs = epoch + 1
+            course.note(progress)
+            over = course.is_over(progress)
+            if over or progress.epochs % recipe.checkpoint.every_epochs == 0:
                 watchdog.beat("saving")
                 saver.save(progress)
         watchdog.close()

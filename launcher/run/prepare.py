@@ -12,6 +12,7 @@ from launcher.recipe.recipe import Recipe
 from launcher.run.continued import check_keys, continued, shift_of
 from launcher.run.initial import Initial, read_initial
 from launcher.run.inputs import Inputs, find_start, open_inputs
+from launcher.run.teacher import read_teacher
 from launcher.tracking.tensorboard_run import check_tensorboard
 
 
@@ -26,9 +27,11 @@ class Prepared:
     @property
     def is_finished(self) -> bool:
         """Whether every update is made and the results are written."""
-        if self.start is None or self.inputs.place(self.start.step) < self.inputs.total_steps:
+        if self.start is None:
             return False
-        return is_finished(self.inputs.recipe.folder)
+        stopped = self.start.meta["progress"].get("stopped_early", False)
+        done = stopped or self.inputs.place(self.start.step) >= self.inputs.total_steps
+        return done and is_finished(self.inputs.recipe.folder)
 
 
 def prepare(
@@ -46,6 +49,7 @@ def prepare(
     inputs = open_inputs(recipe, world_size)
     start = None
     if is_main:
+        read_teacher(recipe, inputs.manifest)
         # Where masks froze in the run so far, which may be another share of the longer one.
         hidden = (*changing, "schedule.freeze_masks_at") if changing else ()
         start = find_start(recipe, inputs.manifest, hidden)

@@ -17,6 +17,12 @@ class Progress:
     """Time spent training, over all interruptions; evaluation and saving are not in it."""
     results: dict[str, float] = field(default_factory=dict)
     """Of the newest evaluation."""
+    best_top1: float = 0.0
+    """The best evaluation of a network with its final connections; averaged weights count too."""
+    best_epoch: int = 0
+    """The epochs trained when it was made; 0 before there was one."""
+    stopped_early: bool = False
+    """Whether the run has ended on a plateau, before its last epoch."""
     shift: int = 0
     """Updates by which the run is ahead of one that had its batch size from the beginning."""
     wandb_id: str | None = None

@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.errors import DataError
 from launcher.cluster.process import name_rank
-from launcher.cluster.ranks import from_main
+from launcher.cluster.ranks import from_main, places_by_host
 from launcher.cluster.world import World
 from launcher.errors import RunError, UserError, disk_refusal
 from launcher.folder.lock import lock
@@ -40,7 +40,9 @@ def run_rank(world: World, prepare: Callable[[], Prepared]) -> int:
         world.export()
         name_rank(world.rank)
         with logging_redirect_tqdm():
-            return _train(prepare(), world)
+            with _waiting("checking the data and the model", world):
+                prepared = prepare()
+            return _train(prepared, world)
     except UserError as error:
         if world.is_main:
             say(f"error: {error}")
@@ -82,19 +84,19 @@ def _train(prepared: Prepared, world: World) -> int:
         with process_group(world, recipe.engine) as device:
             start, recipe, shift = from_main((prepared.start, recipe, prepared.inputs.shift))
             inputs = replace(prepared.inputs, recipe=recipe, shift=shift)
-            prepared = replace(prepared, inputs=inputs)
+            inputs = inputs.dealt(start, places_by_host())
             if world.is_main:
                 for line in begin(recipe, start) if start is not None else ():
                     say(line)
                 write_provenance(recipe.folder, recipe, world)
             fresh = prepared.initial if start is None else None
             with _waiting("building the network on every rank", world):
-                learner, course = build(prepared.inputs, world, device, fresh)
+                learner, course = build(inputs, world, device, fresh)
             if learner.initial_weights_hash is not None:
                 write_origin(recipe.folder, learner.initial_weights_hash, manifest)
                 for note in prepared.initial.notes:
                     say(note)
-            return train(prepared.inputs, learner, course, start)
+            return train(inputs, learner, course, start)
     except DataError as error:
         # No usage error: what is wrong with the data itself was refused before it was read.
         raise RunError(str(error)) from error

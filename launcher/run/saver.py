@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoints.manifest import CheckpointError, Evaluation, Manifest, Written
+from launcher.checkpoints.mirror import Mirror
 from launcher.checkpoints.saved_optimizer import layout_of, optimizer_part
 from launcher.checkpoints.write import discard, open_folder, publish, write_parts, writing_thread
 from launcher.cluster.ranks import Agreed, Agreement
@@ -34,6 +35,8 @@ from launcher.run.progress import Progress
 from launcher.run.state import bytes_of, check_masks_agree, copied_to_cpu, parts_of, rank_part
 from launcher.tracking import Tracker
 
+# At the end of a run, while the other ranks wait: below any time-out of theirs.
+_MIRRORED_WITHIN_S = 120
 _log = logging.getLogger("scl.checkpoint")
 
 
@@ -57,6 +60,7 @@ class Saver:
         self._config = inputs.recipe.checkpoint
         self._environment = environment(learner.world)
         self._thread = writing_thread()
+        self._mirror = self._open_mirror()
         self._task: Future[Any] | None = None
         self._manifest: Manifest | None = None
         self._temporary = Path()
@@ -64,6 +68,17 @@ class Saver:
         self._saved_step: int | None = None
         self._saved_at = time.monotonic()
         self._failure: str | None = None
+
+    def _open_mirror(self) -> Mirror | None:
+        """What copies checkpoints elsewhere, on rank 0; at once what the last start left behind."""
+        config = self._config
+        if config.mirror is None or not self._learner.world.is_main:
+            return None
+        mirror = Mirror(
+            self.folder, config.mirror, keep=config.keep, keep_pareto=config.keep_pareto
+        )
+        mirror.copy_soon()
+        return mirror
 
     def before_step(self, progress: Progress) -> int | None:
         """Agree with the other ranks what is next; returns the signal to stop by, if one came.
@@ -106,6 +121,8 @@ class Saver:
     def finish(self) -> None:
         """Wait for the write under way. Raises RunError if the newest state could not be saved."""
         self.wait()
+        if self._mirror is not None:
+            self._mirror.close(_MIRRORED_WITHIN_S)
         if self._failure:
             raise RunError(self._failure)
 
@@ -194,6 +211,8 @@ class Saver:
         """Remember how the save ended, the same on all ranks; rank 0 says so if it failed."""
         self._failure = None
         if problem is None:
+            if self._mirror is not None:
+                self._mirror.copy_soon()
             return
         assert self._manifest is not None
         self._saved_step = None
@@ -213,6 +232,7 @@ class Saver:
             "progress": copy.deepcopy(vars(progress)),
             "recipe": inputs.recipe.as_dict(),
             "data": inputs.manifest.fingerprint(),
+            "order": inputs.order,
             "steps_per_epoch": inputs.steps_per_epoch,
             "samples": inputs.place(progress.step) * inputs.recipe.optim.global_batch_size,
             "environment": self._environment,

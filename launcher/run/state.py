@@ -40,6 +40,12 @@ def parts_of(learner: Learner) -> dict[str, Any]:
         for name, mean in means.items():
             state[name] = mean.to(state[name].dtype)
         parts["model"] = state
+    if learner.average is not None:
+        parts[rank_part(rank)]["average"] = learner.average.state()
+        with learner.average.in_place():
+            means = mean_batch_norm(learner.model)
+        if learner.world.is_main:
+            parts["average"] = learner.average.parameters() | means
     return parts
 
 
@@ -63,6 +69,9 @@ def restore(start: Checkpoint | None, learner: Learner) -> Progress:
     if not same_world:
         local["buffers"] = {}
     restore_local_state(learner.model, learner.device, local)
+    if learner.average is not None:
+        average = checkpoint.load_part(start, "average")
+        learner.average.restore(average, local["average"], same_world=same_world)
     if not same_world and world.rank:
         torch.manual_seed(start.meta["recipe"]["seed"] + world.rank)
     return Progress(**start.meta["progress"])

@@ -49,6 +49,7 @@ def train_step(
         if micro_step + 1 < accumulation:
             learner.engine.step()
     grad_norm = apply_update(learner.engine)
+    learner.after_update()
     progress.step += 1
     progress.seconds += time.perf_counter() - began
     watcher.after_step(progress.step, grad_norm=grad_norm, data_wait=data_wait)

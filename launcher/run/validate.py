@@ -16,8 +16,24 @@ from launcher.run.learner import Learner
 
 
 def validate(learner: Learner, inputs: Inputs, on_batch: Callable[[], None]) -> dict[str, float]:
-    """Results on the validation split, with the statistics of all ranks. Collective."""
+    """Results on the validation split, with the statistics of all ranks. Collective.
+
+    Of the averaged weights as well, where there are any, as `ema/…`.
+    """
     average_batch_norm(learner.model)
+    results = _of_the_network(learner, inputs, on_batch)
+    if learner.average is not None:
+        with learner.average.in_place():
+            average_batch_norm(learner.model)
+            of_average = _of_the_network(learner, inputs, on_batch)
+        results |= {f"ema/{key.removeprefix('val/')}": v for key, v in of_average.items()}
+        del results["ema/corrupt"]
+    return results
+
+
+def _of_the_network(
+    learner: Learner, inputs: Inputs, on_batch: Callable[[], None]
+) -> dict[str, float]:
     learner.engine.eval()
     return evaluate(
         learner.network,

@@ -1,1 +1,1 @@
-"""What starts runs: train, sweep, retrain, and the forecast of one."""
+"""What starts runs: their first recipe, train, sweep, retrain, what one needs and would leave."""

@@ -15,6 +15,7 @@ import yaml
 
 from launcher.cluster.accelerator import accelerator
 from launcher.recipe.load import build_recipe
+from launcher.recipe.schema import SCHEMA_NAME
 from launcher.recipe.yaml import Loader
 from launcher.start.look import Look
 
@@ -23,10 +24,7 @@ _TINY, _SMALL, _LARGEST, _LARGEST_ON_CPU = 16, 40, 224, 96
 # With fewer images than this a larger network only learns them by heart.
 _ENOUGH_FOR_RESNET50 = 50_000
 _DENSITY = 0.1
-_FREEZE_MASKS_AT, _MASK_MOMENTUM = 0.5, 0.9
-# A connection without any gradient from the task dies in a third of the time in which masks are
-# learned, at this λ (docs/recipes.md).
-_LAM = 0.2
+_FREEZE_MASKS_AT = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,6 @@ class _Choice:
     batch: int
     epochs: int
     lr: float
-    mask_lr: float
 
 
 def first_recipe(look: Look, file: Path, *, on_gpu: bool | None = None) -> str:
@@ -86,7 +83,6 @@ def _choose(look: Look, on_gpu: bool) -> _Choice:
     steps = look.train // batch
     updates, least, most = (3000, 30, 100) if on_gpu else (1500, 20, 40)
     epochs = min(most, max(least, -(-updates // steps)))
-    learning = _FREEZE_MASKS_AT * epochs * steps
     return _Choice(
         model,
         why,
@@ -94,7 +90,6 @@ def _choose(look: Look, on_gpu: bool) -> _Choice:
         batch,
         epochs,
         lr=_rounded(0.1 * batch / (256 if "resnet18" in model or "resnet50" in model else 128)),
-        mask_lr=_rounded(3 * (1 - _MASK_MOMENTUM) / (_LAM * learning)),
     )
 
 
@@ -119,7 +114,12 @@ def _rounded(value: float) -> float:
 def _head(look: Look, file: Path) -> list[str]:
     sizes = f"{look.side}×{look.longer}" if look.side != look.longer else f"{look.side}×{look.side}"
     colour = "grey" if look.channels == 1 else "coloured"
+    schema = Path("recipes") / SCHEMA_NAME
+    known = (
+        [f"# yaml-language-server: $schema={schema}"] if (file.parent / schema).is_file() else []
+    )
     return [
+        *known,
         f"# {look.classes:,} classes, {look.train:,} images to train on and {look.val:,} to "
         "measure on;",
         f"# {colour}, {sizes} pixels in the middle.",
@@ -189,8 +189,6 @@ def _method(file: Path, choice: _Choice) -> list[str]:
         "  # the density is what comes of it. Which λ leaves how much is foretold by",
         f"  # scl forecast --recipe {file} --set method.target_density=null --set method.lam=0.2",
         "  # lam: 0.2",
-        "  # How fast masks learn; with fewer updates in all, it must be larger by as much.",
-        f"  mask_lr: {choice.mask_lr}",
     ]
 
 

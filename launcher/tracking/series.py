@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Of = Literal["all", "masks", "scl"]
-"""Whose runs have it: all, those whose optimizer owns masks, or those that learn them (scl)."""
+Of = Literal["all", "ema", "masks", "scl"]
+"""Whose runs have it: all, those that average weights (`optim.ema_decay`), those whose optimizer
+owns masks, or those that learn them (scl)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ SERIES = (
     Series("val/loss", "epoch", "all", "cross entropy on the validation split", "min"),
     Series("val/top1", "epoch", "all", "top-1 accuracy, each sample exactly once", "max"),
     Series("val/top5", "epoch", "all", "top-5 accuracy", "max"),
+    Series("ema/loss", "epoch", "ema", "cross entropy of the averaged weights there", "min"),
+    Series("ema/top1", "epoch", "ema", "their top-1 accuracy", "max"),
+    Series("ema/top5", "epoch", "ema", "their top-5 accuracy", "max"),
     Series("val/corrupt", "epoch", "all", "validation samples that could not be decoded"),
     Series("data/corrupt", "line", "all", "training samples so far that could not be decoded"),
     Series("lr", "line", "all", "learning rate of the weights"),

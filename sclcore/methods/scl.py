@@ -74,9 +74,9 @@ class SCLMethod(Method, frozen=True):
         description="what mask gradients are divided by: their rms over the network, the layer or "
         "the feature, or their 2-norm over the feature",
     )
-    cost: Literal["connections", "macs"] = Field(
+    cost: Literal["connections", "macs", "latency"] = Field(
         default="connections",
-        description="what a connection costs: 1, or in proportion to its MACs",
+        description="what a connection costs: 1, or as its MACs, or its time in the native runtime",
     )
     mask_init: float = Field(default=1.0, gt=0, description="initial value of the mask variables")
     min_connections: int = Field(

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 
 from sclcore.layout.geometry import parse_n_m
+from sclcore.network.latency import nanoseconds
 from sclcore.network.layers import (
     QUERY_PROJECTIONS,
     Connection,
@@ -71,10 +72,12 @@ def connection_groups(
 
     `cost` is what one connection of a layer costs (c_l): `"connections"` is 1 everywhere; `"macs"`
     is the number of times the weight is used in one forward pass of `example_input` (a tensor or a
-    tuple of positional arguments, batch size 1; only its shape counts) divided by the mean over all
-    connections, so that λ keeps its meaning. `options` (lam, mask_lr, proxy …) go to the group of
-    connections. Of what stays dense, biases, norm parameters and those that the model itself names
-    (`no_weight_decay()`, as timm's) get `weight_decay: 0`, as is the custom of the field.
+    tuple of positional arguments, batch size 1; only its shape counts), and `"latency"` how long a
+    live weight of the layer takes in the native runtime (sclcore/network/latency.py); both divided
+    by the mean over all connections, so that λ keeps its meaning. `options` (lam, mask_lr,
+    proxy …) go to the group of connections. Of what stays dense, biases, norm parameters and those
+    that the model itself names (`no_weight_decay()`, as timm's) get `weight_decay: 0`, as is the
+    custom of the field.
 
     `granularity` is what lives or dies together: each `weight`, each `kernel` of a convolution (the
     k × k weights between two channels), or all weights of an output `feature`. `n_m`, such as
@@ -155,7 +158,8 @@ def pass_on_meta(model: nn.Module, example_input: Any) -> Any:
         # stand-in for what was there before, and leave it behind.
         stand_ins = {id(tensor): _to_meta(tensor) for _, tensor in _tensors(model)}
         state = {name: stand_ins[id(tensor)] for name, tensor in _tensors(model)}
-        with torch.no_grad():
+        # A compiled model would be compiled anew for this one pass.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             return torch.func.functional_call(
                 model, state, tuple(_to_meta(x) for x in inputs), tie_weights=False
             )
@@ -239,13 +243,18 @@ def _costs(
 ) -> list[float]:
     if cost == "connections":
         return [1.0] * len(connections)
-    if cost != "macs":
-        raise ValueError(f"unknown cost {cost!r}: choose connections or macs")
+    if cost not in ("macs", "latency"):
+        raise ValueError(f"unknown cost {cost!r}: choose connections, macs or latency")
     if example_input is None:
-        raise ValueError('cost "macs" needs example_input: the shape of the input decides the MACs')
+        raise ValueError(
+            f'cost "{cost}" needs example_input: the shape of the input decides how often a '
+            "connection is used"
+        )
     uses = weight_uses(model, example_input)
     counts = [c.parameter.numel() for c in connections]
     used = [uses.get(c.name, 0.0) for c in connections]
+    if cost == "latency":
+        used = [nanoseconds(u) for u in used]
     mean = sum(n * u for n, u in zip(counts, used, strict=True)) / sum(counts)
     return [u / mean for u in used]
 

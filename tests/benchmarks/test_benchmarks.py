@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from benchmarks.common import in_turn, median, median_ratio
+from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.process import forked
 from benchmarks.reparametrised import Settings, check_same_training
+from benchmarks.run_hours import Machine, run_of
 from benchmarks.scaling import Model, Network, count_bytes, message_bytes
 from tests.launcher.conftest import finish, launch
 
@@ -39,6 +45,16 @@ def run(benchmark: str, *arguments: str, also: set[str] | None = None) -> dict[s
 @pytest.mark.long
 def test_optimizer_step() -> None:
     assert run("optimizer_step")["details"]["milliseconds"].keys() == {"sgd", "scl", "frozen"}
+
+
+@pytest.mark.long
+def test_reading() -> None:
+    result = run("reading")
+    rows = {row["nodes"]: row for row in result["details"]["rows"]}
+    # One node reads what there is; of 14 each its share in stretches, and whole shards beyond.
+    assert rows[1]["stretches"] == pytest.approx(1, abs=0.01)
+    assert rows[14]["most"] < result["target"]
+    assert 1 < rows[14]["shards_2048"] < rows[14]["shards_256"] < 3
 
 
 @pytest.mark.long
@@ -159,6 +175,25 @@ def test_formats() -> None:
     assert held["sHAM"] < held["HAM"] < held["CSR"] < held["dense"] == 4 * details["size"] ** 2
 
 
+@pytest.mark.long
+def test_runtime() -> None:
+    rows = run("runtime", "--run", "none")["details"]["rows"]
+    assert [row["spread"] for row in rows] == ["uniform", "erk"]
+    for row in rows:
+        assert {"native", "torch", "onnxruntime"} <= row["milliseconds"].keys()
+        # In the random networks all norms are at their defaults, which compact keeps and which
+        # are folded here.
+        assert row["bytes"] < row["compact"]
+
+
+@pytest.mark.long
+def test_runtime_layers() -> None:
+    details = run("runtime_layers")["details"]
+    for layer in details["layers"].values():
+        assert layer["ratios"].keys() == {"1.0", "0.5", "0.4", "0.3", "0.2", "0.1", "0.05", "0.02"}
+        assert layer["nanoseconds"] > 0 and 0 <= layer["even"] <= 1
+
+
 def test_two_forms_that_train_differently_are_refused() -> None:
     settings = Settings(lr=0.05, lam=0.3, mask_lr=0.02)
     check_same_training(settings, settings)
@@ -199,3 +234,72 @@ def test_the_model_of_a_step() -> None:
     assert (message_bytes(layers=3, ranks=2), count_bytes(layers=3)) == (own, counts)
     more = sum(network.all_reduce(size, 2) for size in (4 * 1000, own, counts))
     assert model.step("scl", 2) == pytest.approx(1.1 + more)
+
+
+def test_the_hours_of_a_run_are_what_they_are_made_of() -> None:
+    """Against sums by hand; each term appears where its cause does."""
+    ideal = Machine(3000.0, 8, 1e15, 1e15, 1e15, 300, 180, 1e-9, 0.0)
+    alone = run_of(ideal, 1, 90)
+    # Nothing but updates: 90 epochs of 1,281,167 images at 3,000 a second, SCL at 1.02 of dense.
+    assert alone.total == pytest.approx(90 * 1_281_167 / 3000 * 1.02 / 3600, rel=1e-6)
+    assert run_of(ideal, 1024, 90).communication > 0
+    # A file system of 40 GB/s, and nothing cached: 110 KB an image, and no faster.
+    slow = replace(ideal, shared_read=40e9)
+    bound = run_of(slow, 1024, 90)
+    assert bound.total == pytest.approx(90 * 1_281_167 * 110_000 / 40e9 / 3600, rel=1e-6)
+    assert run_of(replace(slow, cached=1.0), 1024, 90).reading == 0
+    # 128 nodes that fail every 6,300 hours each: one failure in 49 hours, each of 8 minutes and
+    # half of the time between two saves.
+    failing = run_of(replace(ideal, mtbf_node_h=6300, copy_s=0.5), 1024, 9000)
+    count = failing.total / (6300 / 128)
+    each = (480 + 60 * failing.every_minutes / 2) / 3600
+    assert failing.failures == pytest.approx(count * each, rel=1e-3)
+    assert failing.every_minutes == pytest.approx((2 * 0.5 * 3600 * 6300 / 128) ** 0.5 / 60)
+
+
+@pytest.mark.long
+def test_the_gpu_day_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
+    """Every part runs, within the time; what one lacks or has no time for is said of it alone."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--minutes", "2"]
+    began = time.monotonic()
+    code, output = finish(launch([*command, "--out", str(tmp_path)]), timeout=400)
+    took = time.monotonic() - began
+    assert code == 0, output
+    result = json.loads((tmp_path / "results.json").read_text())
+    assert json.loads(output.splitlines()[-1]) == result
+    # Starting comes on top, however busy the machine is.
+    assert result["seconds"] < min(took, 2 * 60 + 10)
+    parts = {part["name"]: part for part in result["parts"]}
+    assert [part.name for part in PARTS] == list(parts)
+    # A busy machine may not come further; an idle one is through in half of the time.
+    states = {part["state"] for part in parts.values()}
+    assert states <= {"done", "out of time", "no time left"}
+    assert parts["kernels"]["state"] == "done"
+    worst = parts["kernels"]["rows"][-1]
+    assert worst["what"].startswith("worst ratio") and worst["value"] < 4
+    assert all(name in (tmp_path / "table.txt").read_text() for name in parts)
+
+
+def test_a_part_that_fails_or_hangs_ends_alone(tmp_path: Path) -> None:
+    def fails() -> None:
+        print("on the way", flush=True)
+        raise ValueError("it cannot")
+
+    def hangs() -> None:
+        subprocess.Popen(["sleep", "1000"])
+        time.sleep(1000)
+
+    assert forked(fails, tmp_path / "log", 60) == 1
+    log = (tmp_path / "log").read_text().splitlines()
+    assert log[0] == "on the way" and log[-1] == "ValueError: it cannot"
+    before = set(psutil.pids())
+    assert forked(hangs, tmp_path / "log", 1) is None
+    left = [p for p in set(psutil.pids()) - before if "sleep 1000" in _command(p)]
+    assert not left
+
+
+def _command(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ""

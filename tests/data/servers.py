@@ -1,10 +1,11 @@
-"""A real HTTP server on loopback that misbehaves as it is told."""
+"""A real HTTP server on loopback that misbehaves as it is told, and a wire that counts."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import http.server
+import socket
 import threading
 import time
 from collections import Counter
@@ -47,6 +48,64 @@ class FileServer:
             self._server.shutdown()
             self._server.server_close()
             thread.join()
+
+
+_HEADER = 2000
+
+
+class Wire:
+    """Passes TCP connections on to `port` of loopback; `received` counts what came from there.
+
+    Moods, for what is longer than a header: "" (all is well), "drop" (the connection closes),
+    "delay" (0.2 s each time), "lie" (its last byte is another).
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self.mood = ""
+        self.received = 0
+        self._lock = threading.Lock()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Wire]:
+        threading.Thread(target=self._accept, daemon=True).start()
+        try:
+            yield self
+        finally:
+            # A blocked accept returns only on a shutdown.
+            with contextlib.suppress(OSError):
+                self._listening.shutdown(socket.SHUT_RDWR)
+            self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(
+                        target=self._pass_on, args=(source, sink, source is server), daemon=True
+                    ).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while content := source.recv(1 << 16):
+                if counted:
+                    with self._lock:
+                        self.received += len(content)
+                if len(content) > _HEADER and self.mood:
+                    if self.mood == "drop":
+                        break
+                    if self.mood == "delay":
+                        time.sleep(0.2)
+                    if self.mood == "lie" and counted:
+                        content = content[:-1] + bytes([content[-1] ^ 255])
+                sink.sendall(content)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

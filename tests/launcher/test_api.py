@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -21,20 +23,36 @@ NOTEBOOK = ROOT / "docs" / "tutorial" / "notebook.ipynb"
 
 
 def test_train_is_scl_train_and_goes_on_where_it_was(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values = yaml.safe_load(recipe.read_text())
-    settings = {"run_dir": tmp_path / "run", "optim.epochs": 1, "method.exclude": ["classifier"]}
+    settings = {"run_dir": tmp_path / "run", "optim.epochs": 3, "method.exclude": ["classifier"]}
+    metrics = tmp_path / "run" / "metrics.jsonl"
+
+    def interrupt(seconds: float) -> None:
+        time.sleep(seconds)
+        if metrics.exists() and metrics.read_bytes():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("launcher.api.time", SimpleNamespace(sleep=interrupt))
+        train(values, settings)
+    log = tmp_path / "run" / "train.log"
+    assert "stopped by SIGINT at step" in log.read_text()
+
     run = train(values, settings)
     assert run.folder == tmp_path / "run" and run.top1 == summary(run.folder)["top1"]
     assert run.recipe["method"]["exclude"] == ["classifier"]
-    assert "1.0/1 epochs" in capsys.readouterr().err
-    log = run.folder / "train.log"
+    assert "3.0/3 epochs" in capsys.readouterr().err
     assert "small: small_convnet, scl, 1,437 samples" in log.read_text()
+    assert "continues at step" in log.read_text()
     # Finished: the same call returns it, and trains nothing.
-    before = (run.folder / "metrics.jsonl").read_bytes()
+    before = metrics.read_bytes()
     assert train(values, settings, progress=False).summary == run.summary
-    assert (run.folder / "metrics.jsonl").read_bytes() == before
+    assert metrics.read_bytes() == before
 
 
 def test_what_is_wrong_is_the_sentence_of_the_command(recipe: Path, tmp_path: Path) -> None:

@@ -75,3 +75,14 @@ def test_help_has_colours_on_a_terminal_and_loses_no_bracket() -> None:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert "such as [in, out]" in plain and "try [bold] N[,N…]" in plain
     assert text != plain
+
+
+@pytest.mark.parametrize("command", ["train", "pack digits", "checkpoint ls"])
+def test_an_unknown_option_shows_the_usage_of_its_own_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command.split(), "--nothing", "--recipe", "x", "--out", "x", "x"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: scl {command} ") and "--nothing" in said.splitlines()[-1], said

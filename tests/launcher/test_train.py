@@ -199,6 +199,11 @@ def test_a_gradient_that_stays_non_finite_ends_the_run_with_a_checkpoint(
     assert saved is not None
     for mask in mask_variables(run_dir).values():
         assert torch.isfinite(mask).all()
+    # What it advises is not refused.
+    assert f"init.weights={run_dir} --set run_dir=…, and a lower optim.lr" in results[0][1]
+    command = train(recipe, tmp_path / "next", f"init.weights={run_dir}", "optim.lr=0.05", ranks=1)
+    code, said = finish(start([*command, "--dry-run"]))
+    assert code == 0, said
 
 
 def test_autocast_trains(recipe: Path, tmp_path: Path, start: Start) -> None:

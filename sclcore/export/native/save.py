@@ -30,23 +30,38 @@ def save_native(
     operator without a kernel or weights that are not finite, where there is no C compiler, and
     where the outputs differ from the model's.
     """
-    network = lower(model, example)
-    save_network(network, folder / MODEL, metadata or {})
-    write_sources(folder)
-    compile_sources(folder)
-    try:
-        runtime = sclrun.load(folder)
-    except (ValueError, OSError) as error:
-        raise ExportError(f"--format native: {error}") from error
-    single = model if example.dtype == torch.float32 else model.float()
-    difference, scale = compare_outputs(single, as_function(runtime, network), example, MODEL)
+    run, network = _written(model, folder, example, metadata or {}, threads=1)
+    difference, scale = compare_outputs(model, run, example, MODEL)
     return Compared(difference, scale, live_of(network))
 
 
-def as_function(runtime: sclrun.Model, network: Network) -> Callable[[Tensor], Tensor]:
-    """`runtime` of `network` as a function of tensors."""
+def open_native(
+    model: nn.Module, folder: Path, example: Tensor, threads: int = 1
+) -> Callable[[Tensor], Tensor]:
+    """`model` in the runtime, as a function of float32 images; `folder` is not needed afterwards.
+
+    Raises ExportError as `save_native` does, but compares no outputs.
+    """
+    return _written(model, folder, example, {}, threads)[0]
+
+
+def _written(
+    model: nn.Module, folder: Path, example: Tensor, metadata: Mapping[str, Any], threads: int
+) -> tuple[Callable[[Tensor], Tensor], Network]:
+    network = lower(model, example)
+    save_network(network, folder / MODEL, metadata)
+    write_sources(folder)
+    compile_sources(folder)
+    try:
+        runtime = sclrun.load(folder, threads)
+    except (ValueError, OSError) as error:
+        raise ExportError(f"--format native: {error}") from error
     shape = network.out_shape
-    return lambda images: torch.from_numpy(runtime(images.numpy())).reshape(len(images), *shape)
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(runtime(images.numpy())).reshape(len(images), *shape)
+
+    return run, network
 
 
 def live_of(network: Network) -> int:

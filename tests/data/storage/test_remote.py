@@ -31,7 +31,7 @@ from data.stream.pipeline import eval_stream, open_split, train_stream
 from data.stream.plan import BatchPlan
 from tests import forkserver
 from tests.data.conftest import MakeTar, image_bytes
-from tests.data.servers import FileServer
+from tests.data.servers import FileServer, Wire
 
 ROOT = Path(__file__).parents[3]
 Batches = list[dict[str, torch.Tensor]]
@@ -108,7 +108,8 @@ def test_windows_are_fetched_one_ahead(
     plan = BatchPlan(dataset.shard_sizes, 3, 20)
     stream = train_stream(dataset, plan, config(server.url, cache), epochs=1)
     next(stream)
-    expected = set(plan.window_shards(0)) | set(plan.window_shards(1))
+    ids = [plan.window_ids(window) for window in (0, 1)]
+    expected = {stretch.shard for part in ids for stretch in dataset.stretches(part)}
     deadline = time.monotonic() + 20
     while len(shards_in(cache)) < len(expected) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -243,6 +244,8 @@ def s3(packed_digits: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     boto3 = pytest.importorskip("boto3")
     from moto.server import ThreadedMotoServer
 
+    # One of an earlier test would go on asking the server of that.
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
     service = ThreadedMotoServer(port=0, verbose=False)
     service.start()
     host, port = service.get_host_and_port()
@@ -264,6 +267,45 @@ def test_s3_gives_the_batches_of_the_folder(s3: str, packed_digits: Path, cache:
     assert same(train(cfg), train(config(packed_digits, cache)))
     with pytest.raises(DataError, match=r"s3://shards/digits/test/manifest.json .*tried once"):
         open_split(cfg, "test")
+
+
+@pytest.mark.parametrize("kind", ["http", "s3"])
+def test_a_node_fetches_its_share(
+    kind: str,
+    packed_digits: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bytes are counted on the wire of each node; together the nodes read what one reads."""
+    # 17 shards of 84 or 85 digits in two windows: about the shards of a window of ImageNet.
+    monkeypatch.setattr(plan_module, "WINDOW", 760)
+    nodes = 4
+    if kind == "http":
+        server = request.getfixturevalue("server")
+        port, path = int(server.url.rpartition(":")[2]), "http://127.0.0.1:{}"
+    else:
+        path = request.getfixturevalue("s3")
+        port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
+    read: dict[int, list[int]] = {}
+    with Wire(port).running() as wire:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{wire.port}")
+        for node in range(nodes):
+            cfg = config(path.format(wire.port), tmp_path / f"cache-{node}", fetch_timeout_s=20)
+            dataset = open_split(cfg, "train")
+            before = wire.received
+            plan = BatchPlan(dataset.shard_sizes, 3, 64, nodes, node)
+            for step, batch in enumerate(train_stream(dataset, plan, cfg, epochs=1)):
+                read.setdefault(step, []).extend(batch["id"].tolist())
+            content = sum(shard.bytes for shard in dataset.manifest.shards)
+            # Its share of each window, and for each window a shard more at the edges of that.
+            edges = 2 * 2 * max(shard.bytes for shard in dataset.manifest.shards)
+            fetched = wire.received - before
+            assert content / nodes < fetched < 1.02 * (content / nodes + edges)
+    alone = BatchPlan(dataset.shard_sizes, 3, 64)
+    assert [sorted(ids) for ids in read.values()] == [
+        sorted(ids.tolist()) for ids in alone.micro_batches(0)
+    ]
 
 
 @pytest.mark.parametrize("world", [1, 3])

@@ -67,6 +67,12 @@ def test_of_shards(here: Path) -> None:
     assert [command.split()[1] for command in commands] == ["train", "train", "compare"]
     recipe = build_recipe(yaml.safe_load(first_recipe(look, Path("r.yaml"))), (), "r.yaml")
     assert open_inputs(recipe, 1).total_steps >= 60
+    # Beside the recipes of a checkout, editors know the keys.
+    assert "yaml-language-server" not in first_recipe(look, here / "r.yaml")
+    (here / "recipes").mkdir()
+    (here / "recipes" / "schema.json").touch()
+    line = first_recipe(look, here / "r.yaml").splitlines()[0]
+    assert line == "# yaml-language-server: $schema=recipes/schema.json"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ def test_the_network_suits_the_images(
     assert recipe.optim.global_batch_size <= train / 8
     # Every choice has a comment in the line above it, but for those that go with one.
     lines = text.splitlines()
-    for key in ("image_size", "target_density", "mask_lr", "epochs", "global_batch_size"):
+    for key in ("image_size", "target_density", "epochs", "global_batch_size"):
         [place] = [n for n, line in enumerate(lines) if line.startswith(f"  {key}: ")]
         assert lines[place - 1].lstrip().startswith("# "), key
     assert max(map(len, lines)) <= 100

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from sclcore.kernels.options import RATES
+
 triton = pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -64,8 +66,7 @@ def test_compiles_for_gpus(
     assert _compile(triton_kernels.sums, names, capability, **proxy).asm["cubin"]
     names = {"chunks": "*i64", **tables, "prices": "*fp32"}
     names |= {"divisors": "*fp32", "counts": "*i64"}
-    rates = ("lr", "momentum", "weight_decay", "mask_lr", "mask_momentum")
-    names |= dict.fromkeys(rates, "fp32")
+    names |= dict.fromkeys(RATES, "fp32")
     flags = {"NESTEROV": True, "LEARNS": True}
     made = _compile(triton_kernels.update, names, capability, **proxy, **flags)
     # Eight elements per thread, four at a time: g, w, m and two momenta in; w, m, both momenta and

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sclcore import SCL, connection_groups, layer_budgets, weight_uses
 from sclcore.network.connections import find_connections
+from sclcore.network.latency import nanoseconds
 from tests.sclcore.nets import MIXED_USES, Mixed
 
 
@@ -195,7 +196,7 @@ def test_a_model_without_connections_is_refused() -> None:
 
 
 def test_unknown_cost_and_missing_input_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown cost 'flops'.*connections or macs"):
+    with pytest.raises(ValueError, match=r"unknown cost 'flops'.*connections, macs or latency"):
         connection_groups(Mixed(), cost="flops")
     with pytest.raises(ValueError, match="example_input"):
         connection_groups(Mixed(), cost="macs")
@@ -210,6 +211,20 @@ def test_cost_macs_is_proportional_to_uses_with_mean_one() -> None:
     assert mean == pytest.approx(1, abs=1e-12)
     for name, cost in costs.items():
         assert cost / costs["head.weight"] == pytest.approx(MIXED_USES[name])
+
+
+def test_cost_latency_is_the_time_of_a_weight_in_the_native_runtime() -> None:
+    """By hand, for a map of 5 vectors and 1 pixel: what it costs by itself, and 6 vectors' time."""
+    layers = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.AvgPool2d(9), nn.Flatten(), nn.Linear(2, 3, bias=False)
+    )
+    group = connection_groups(layers, cost="latency", example_input=torch.zeros(1, 1, 9, 9))[0]
+    convolution, linear = group["costs"]
+    assert 2 * convolution + 6 * linear == pytest.approx(8)
+    assert convolution / linear == pytest.approx(nanoseconds(81) / nanoseconds(1))
+    vector = nanoseconds(32) - nanoseconds(16)
+    assert nanoseconds(81) == pytest.approx(nanoseconds(16) + 5 * vector) == nanoseconds(96)
+    assert 0 < vector < nanoseconds(1)
 
 
 def test_cost_macs_means_the_learned_connections_only() -> None:

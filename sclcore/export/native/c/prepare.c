@@ -132,8 +132,15 @@ static int32_t place_of(const struct scl_model *m, const Step *s, const Step *ar
     return (int32_t)((ptrdiff_t)channel * (ptrdiff_t)in->plane + y * (ptrdiff_t)in->pitch + x);
 }
 
+/* Vectors of positions that one weight is multiplied by, for `images` interleaved. */
+static size_t vectors_of(const struct scl_model *m, const Step *s, size_t images) {
+    const Tensor *out = &m->tensors[s->out];
+    size_t length = is_vector(out) ? 1 : (size_t)out->height * out->pitch;
+    return (length * images + (size_t)m->kernels->lanes - 1) / (size_t)m->kernels->lanes;
+}
+
 /* The taps of each block of outputs, merged; positions within an output rise with the index. */
-static bool pack_blocks(Step *s, int outputs) {
+static bool pack_blocks(const struct scl_model *m, Step *s, int outputs) {
     int blocks = (outputs + DENSE_ROWS - 1) / DENSE_ROWS;
     uint32_t *first = calloc((size_t)blocks + 1, sizeof *first), count = 0;
     int32_t *offsets = calloc((size_t)s->live + 1, sizeof *offsets);
@@ -164,9 +171,10 @@ static bool pack_blocks(Step *s, int outputs) {
         }
     }
     first[blocks] = count;
-    /* Measured on Zen 4 at 3×3 and 1×1 layers (docs/runtime.md): a multiply-add of the sparse
-     * kernel takes 1.9 times one of the dense kernel, which has one for each row of each tap. */
-    s->dense = 1.9 * s->live > (double)DENSE_ROWS * count;
+    /* Measured on Zen 4 (docs/runtime.md): a multiply-add of the sparse kernel takes 1.9 times one
+     * of the dense kernel, which has one for each row of each tap, and a weight about 3 by itself. */
+    double each = 1.9 + 3.0 / (double)vectors_of(m, s, 1);
+    s->dense = each * s->live > (double)DENSE_ROWS * count;
     if (!s->dense) {
         free(first), free(offsets), free(weights);
         return true;
@@ -215,7 +223,8 @@ static bool pack(struct scl_model *m, int number, Failure *failure) {
         if (arranged) qsort(s->entries + s->first[o], s->first[o + 1] - s->first[o], sizeof(Entry), by_offset);
     }
     bool may_be_dense = (double)s->live > 0.2 * s->size;
-    if (may_be_dense && s->kind == LINEAR && is_vector(&m->tensors[s->in])) {
+    /* On one image, gathered inputs take as long as rows of 1 in 14 live (docs/runtime.md). */
+    if ((double)s->live > 0.07 * s->size && s->kind == LINEAR && is_vector(&m->tensors[s->in])) {
         size_t columns = (size_t)m->tensors[s->in].channels;
         s->rows = calloc((size_t)outputs * columns, sizeof(float));
         if (!s->rows) return fail(failure, "there is not enough memory for the weights");
@@ -223,7 +232,7 @@ static bool pack(struct scl_model *m, int number, Failure *failure) {
             for (uint32_t k = s->first[o]; k < s->first[o + 1]; k++)
                 s->rows[(size_t)o * columns + (size_t)s->entries[k].offset] = s->entries[k].weight;
     }
-    if (may_be_dense && !pack_blocks(s, outputs))
+    if (may_be_dense && !pack_blocks(m, s, outputs))
         return fail(failure, "there is not enough memory for the weights");
     return true;
 }
@@ -283,13 +292,6 @@ static void plan_memory(struct scl_model *m) {
     }
 }
 
-/* Vectors of positions that one weight is multiplied by, for `images` interleaved. */
-static size_t vectors_of(const struct scl_model *m, const Step *s, size_t images) {
-    const Tensor *out = &m->tensors[s->out];
-    size_t length = is_vector(out) ? 1 : (size_t)out->height * out->pitch;
-    return (length * images + (size_t)m->kernels->lanes - 1) / (size_t)m->kernels->lanes;
-}
-
 /* How many images lie side by side where there are enough. What counts is the work of the sparse
  * layers: small maps and vectors fill no vector by themselves. Maps that then leave the cache lose
  * more than this gains. */
@@ -302,9 +304,12 @@ static void choose_images(struct scl_model *m) {
         for (int i = 0; i < m->step_count; i++) {
             const Step *s = &m->steps[i];
             if (s->kind != CONV && s->kind != LINEAR) continue;
-            /* A weight's own costs are those of about one vector; alone, Linear gathers. */
+            const Tensor *out = &m->tensors[s->out];
+            /* A weight's own costs are those of about one vector; alone, Linear gathers. The zeros
+             * around each row take as long as some vectors, however many images it has. */
             double each = s->kind == LINEAR && images == 1 ? 2 : 1 + (double)vectors_of(m, s, images);
-            cost += (s->live + 2.0 * m->tensors[s->out].channels) * each / (double)images;
+            double rows = (double)out->channels * (10 + 6.0 * (out->edges ? out->height : 0));
+            cost += (s->live * each + rows) / (double)images;
         }
         if (images == 1) single = cost;
         if (images == LINE) m->pays = single > 0 ? (size_t)(cost * LINE / single) + 1 : LINE;

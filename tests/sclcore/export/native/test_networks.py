@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from sklearn.datasets import load_digits
+from timm.models.vgg import VGG
 from torch import nn
 
 from launcher.models.cifar import CifarResNet, CifarVGG, WideResNet
@@ -29,6 +30,10 @@ def _timm(name: str) -> Build:
     return lambda: timm.create_model(name, num_classes=7)
 
 
+def _vgg() -> nn.Module:
+    return VGG([8, "M", 16, "M", 16, 16, "M"], num_classes=7, mlp_ratio=0.02)
+
+
 @pytest.mark.parametrize(
     ("build", "shape"),
     [
@@ -41,7 +46,7 @@ def _timm(name: str) -> Build:
         pytest.param(_timm("resnet18"), (3, 65, 47), marks=LONG),
         pytest.param(_timm("resnet50"), (3, 64, 64), marks=LONG),
         pytest.param(_timm("resnet50"), (3, 224, 224), marks=LONG),
-        pytest.param(_timm("vgg11_bn"), (3, 64, 64), marks=LONG),
+        pytest.param(_vgg, (3, 56, 56), marks=LONG),
         pytest.param(_timm("mobilenetv2_100"), (3, 77, 64), marks=LONG),
         pytest.param(_timm("efficientnet_b0"), (3, 64, 64), marks=LONG),
         pytest.param(_timm("regnety_002"), (3, 64, 64), marks=LONG),

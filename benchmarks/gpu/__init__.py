@@ -1,0 +1,1 @@
+"""A GPU day in one command: see `python -m benchmarks.gpu --help`."""
