@@ -17,7 +17,7 @@ from tqdm import tqdm
 from benchmarks.front_lines import Line, append, read
 from benchmarks.front_tasks import TASKS
 from benchmarks.front_training import density, evaluate, structure, train
-from launcher.recipe.recipe import Recipe
+from launcher.recipe.recipe import Recipe, flatten
 
 _DECISIVE = ("model", "init", "method", "optim", "schedule")
 
@@ -34,13 +34,18 @@ class Run:
 
     @property
     def settings(self) -> str:
-        whole = self.recipe.as_dict()
-        decisive = json.dumps({key: whole[key] for key in _DECISIVE}, sort_keys=True)
+        # Without what is off: a setting that joins later, and is off, makes no other run.
+        every = flatten({key: self.recipe.as_dict()[key] for key in _DECISIVE})
+        decisive = json.dumps(sorted((key, value) for key, value in every if not _is_off(value)))
         return hashlib.sha256(decisive.encode()).hexdigest()[:8]
 
     @property
     def key(self) -> tuple[str, float, int, str]:
         return self.name, self.asked, self.split, self.settings
+
+
+def _is_off(value: object) -> bool:
+    return value is None or value is False or value in ([], {})
 
 
 def make(run: Run) -> tuple[Run, Line]:

@@ -139,7 +139,8 @@ def test_every_method_of_a_task_fits_its_network(task: str) -> None:
             in_chans=1,
             image_size=size or recipe.data.image_size,
         )
-        optimizer = build_optimizer(recipe.method, recipe.optim, model, image)
+        method_of_run = recipe.method.for_run(recipe.schedule, 100)
+        optimizer = build_optimizer(method_of_run, recipe.optim, model, image)
         assert recipe.method.name == METHODS[method]["name"] and optimizer.param_groups
 
 
