@@ -135,8 +135,11 @@ def test_a_run_ends_on_a_plateau_and_stays_ended(
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("optim.ema_decay=1", r"optim\.ema_decay.*less than 1"),
-        ("optim.early_stop_epochs=0", r"optim\.early_stop_epochs.*greater than or equal to 1"),
+        ("optim.ema_decay=1", r"optim\.ema_decay: should be a number above 0 and below 1"),
+        (
+            "optim.early_stop_epochs=0",
+            r"optim\.early_stop_epochs: should be a whole number of at least 1",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(recipe: Path, setting: str, sentence: str) -> None:

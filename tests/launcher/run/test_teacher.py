@@ -96,8 +96,14 @@ def test_two_ranks_learn_what_one_learns(
     ("setting", "sentence"),
     [
         ("distill.teacher=no_such_model", r"there is no no_such_model: give the folder of a run"),
-        ("distill={teacher: '{run}', weight: 1.5}", r"distill\.weight.*less than or equal to 1"),
-        ("distill={teacher: '{run}', temperature: 0}", r"distill\.temperature.*greater than 0"),
+        (
+            "distill={teacher: '{run}', weight: 1.5}",
+            r"distill\.weight: should be a number above 0 and up to 1",
+        ),
+        (
+            "distill={teacher: '{run}', temperature: 0}",
+            r"distill\.temperature: should be a number above 0",
+        ),
         ("distill={teacher: '{foreign}'}", r"foreign has other classes \(9\) than the data \(10\)"),
         ("distill={teacher: '{empty}'}", r"empty holds no recipe.yaml"),
         ("distill={weight: 0.5}", r"distill\.teacher"),
