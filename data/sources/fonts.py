@@ -63,7 +63,7 @@ def open_font(path: Path) -> Font:
             face = names.getDebugName(17) or names.getDebugName(2) or ""
     except Exception as error:
         raise Unfit("that cannot be read") from error
-    if metrics is not None and metrics.panose.bFamilyType == _PICTORIAL:
+    if getattr(getattr(metrics, "panose", None), "bFamilyType", None) == _PICTORIAL:
         raise Unfit("of pictures")
     if any(ord(character) not in known for character in CHARACTERS):
         raise Unfit("that lack a character")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from launcher.commands import SUMMARIES, Commands, Parser, add_command, add_commands
 
@@ -54,7 +55,7 @@ def _completion(options: argparse.Namespace) -> int:
     return 0
 
 
-def _mark(parser: argparse.ArgumentParser, files: dict[str, str]) -> None:
+def _mark(parser: argparse.ArgumentParser, files: Any) -> None:
     """Say of each argument what completes it, where its choices do not say so."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -39,7 +39,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["scl", "train", "--set", "method.target_d"], {"method.target_density="}),
         (["scl", "completion", ""], {"bash", "zsh"}),
     ],
-    ids=lambda words: " ".join(words),
+    ids=lambda words: " ".join(sorted(words) if isinstance(words, set) else words),
 )
 def test_bash_completes(typed: list[str], expected: set[str], script: Path) -> None:
     ended = subprocess.run(

@@ -14,7 +14,7 @@ from tests.sclcore.nets import Mixed
 
 def assert_goes_on_bit_for_bit(
     make: Callable[[nn.Module], Driver],
-    train: Callable[..., None],
+    train: Callable[..., object],
     batches: list[tuple[Tensor, Tensor]],
     cut: int,
 ) -> Driver:

@@ -20,7 +20,7 @@ NAMES = ("0.weight", "2.weight")
 
 
 def driver(model: nn.Module, rule: str = "sgd", **options: Any) -> Driver:
-    weights = {"momentum": 0.9} if rule == "sgd" else {}
+    weights: dict[str, Any] = {"momentum": 0.9} if rule == "sgd" else {}
     method = ACDC.model_validate({"density": 0.2} | options)
     groups = connection_groups(model)
     return Driver(method, groups, lr=0.05, weight_decay=1e-2, weight_rule=rule, **weights)

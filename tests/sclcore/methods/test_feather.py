@@ -22,7 +22,7 @@ NAMES = ("0.weight", "2.weight")
 
 
 def driver(model: nn.Module, rule: str = "sgd", **options: Any) -> Driver:
-    weights = {"momentum": 0.9} if rule == "sgd" else {}
+    weights: dict[str, Any] = {"momentum": 0.9} if rule == "sgd" else {}
     method = Feather.model_validate({"density": 0.2, "begin": 0.1, "end": 0.6} | options)
     groups = connection_groups(model)
     return Driver(method, groups, lr=0.05, weight_decay=1e-2, weight_rule=rule, **weights)
@@ -118,7 +118,12 @@ def test_the_density_is_exact_from_the_end_of_the_schedule_on(density: float) ->
 
 def test_dead_weights_get_half_their_gradient_below_five_percent() -> None:
     batches, after = mixed_batches(torch.float32, STEPS), []
-    for options in ({"density": 0.04}, {"density": 0.04, "theta": 0.5}, {"density": 0.06}):
+    settings: list[dict[str, Any]] = [
+        {"density": 0.04},
+        {"density": 0.04, "theta": 0.5},
+        {"density": 0.06},
+    ]
+    for options in settings:
         torch.manual_seed(0)
         model = Mixed()
         optimizer = driver(model, **options)
