@@ -149,6 +149,9 @@ class Ours:
             momentum=MOMENTUM,
             mask_momentum=MOMENTUM,
             weight_decay=DECAY,
+            # The form that is compared has the paper's divisor, and no restarts.
+            normalize="feature",
+            mask_restart=0.0,
         )
         self._model = wrap(model)
 

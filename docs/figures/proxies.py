@@ -98,6 +98,7 @@ def train(
         momentum=0.0,
         mask_momentum=0.0,
         normalize="none",
+        mask_restart=0.0,
         proxy=proxy,
         min_connections=0,
     )

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -102,7 +103,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Wire]]:
     with Wire(port).running() as wire:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{wire.port}")
         s3fs.S3FileSystem.clear_instance_cache()
-        yield "s3://runs/mirror", wire
+        # Servers of one process share what they hold.
+        yield f"s3://runs/{uuid4().hex}", wire
     service.stop()
 
 

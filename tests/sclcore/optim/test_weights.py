@@ -67,7 +67,8 @@ def test_the_fused_mask_step_gives_the_same_network(monkeypatch: pytest.MonkeyPa
     """Divisors may differ in the last bit; 100 steps with lr 0.01 do not make 1e-4 of that."""
     fused = Mixed()
     plain = copy.deepcopy(fused)
-    both = [SCL(connection_groups(model), **MOVING) for model in (fused, plain)]
+    settings = {**MOVING, "normalize": "feature"}
+    both = [SCL(connection_groups(model), **settings) for model in (fused, plain)]
     _train(fused, both[0], 100)
     monkeypatch.setenv("SCL_FUSED", "0")
     _train(plain, both[1], 100)
