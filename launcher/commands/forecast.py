@@ -8,9 +8,9 @@ from launcher.arguments import add_recipe_options
 from launcher.commands import SUMMARIES, Commands, add_command
 
 _MORE = """\
-Trains the recipe in a quarter of its epochs until masks freeze, on one rank, and leaves no file. How
-far off it was where that was measured: docs/lambda.md. To end at a density instead of choosing λ:
---set method.target_density=0.05 in `scl train`.
+Trains the recipe in a quarter of its epochs until masks freeze, on one rank, and leaves no file.
+How far off it was where that was measured: docs/lambda.md. To end at a density instead of choosing
+λ: --set method.target_density=0.05 in `scl train`.
 
 example:
   scl forecast --recipe recipes/digits_scl.yaml --lam 0.1 0.2 0.4"""
