@@ -120,17 +120,21 @@ class _Fsspec:
         stream.close()
 
 
-def _check_package(url: str) -> None:
+def package_of(url: str) -> str | None:
+    """The package by which fsspec reads a URL; None where it knows no such scheme."""
     from fsspec.registry import known_implementations
 
-    scheme = url.partition(":")[0].lower()
-    known = known_implementations.get(scheme)
-    if known is None:
+    known = known_implementations.get(url.partition(":")[0].lower())
+    return known["class"].partition(".")[0] if known else None
+
+
+def _check_package(url: str) -> None:
+    scheme, package = url.partition(":")[0].lower(), package_of(url)
+    if package is None:
         raise DataError(
             f"data.path {without_secrets(url)}: nothing here reads {scheme}://; "
             "use a folder, http(s)://, s3://, gs:// or pipe:COMMAND"
         )
-    package = known["class"].partition(".")[0]
     if importlib.util.find_spec(package) is None:
         raise DataError(
             f"data.path {without_secrets(url)} needs the package {package}: "

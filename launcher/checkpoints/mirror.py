@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import temporary_beside
-from data.storage.remote import is_remote, open_source, without_secrets
+from data.storage.remote import is_remote, open_source, package_of, without_secrets
 from launcher.checkpoints.checkpoint import find, list_checkpoints
 from launcher.checkpoints.manifest import (
     CheckpointError,
@@ -128,16 +128,12 @@ class Place:
 
 
 def _check_package(url: str) -> None:
-    from fsspec.registry import known_implementations
-
-    scheme = url.partition(":")[0].lower()
-    known = known_implementations.get(scheme) if is_remote(url) else None
-    if known is None:
+    package = package_of(url) if is_remote(url) else None
+    if package is None:
         raise UsageError(
             f"checkpoint.mirror: nothing here writes to {without_secrets(url)}: give a URL that "
             "fsspec knows, such as s3://bucket/folder or file:///folder"
         )
-    package = known["class"].partition(".")[0]
     if importlib.util.find_spec(package) is None:
         raise UsageError(
             f"checkpoint.mirror: {without_secrets(url)} needs the package {package}: "

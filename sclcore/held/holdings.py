@@ -192,22 +192,30 @@ class Holdings:
         scopes = [every[p.index] for p in self.pieces]
         self.tensor_of_feature = per_feature([p.index for p in self.pieces], torch.int64)
         self.variables = per_feature([t.variables_per_feature for t in tensors], self.dtype)
-        self.layer_variables = per_feature([t.numel // t.unit for t in tensors], self.dtype)
-        self.by_layer = per_feature([s == "layer" for s in scopes], torch.bool)
-        self.by_network = per_feature([s == "network" for s in scopes], torch.bool)
-        self.by_norm = per_feature([s == "feature_norm" for s in scopes], torch.bool)
         self.unnormalised = per_feature([s == "none" for s in scopes], torch.bool)
-        self._any_by_layer = not {"layer", "network"}.isdisjoint(every)
-        of_network = [t for t, scope in zip(self.tensors, every, strict=True) if scope == "network"]
-        self.network_variables = max(1, sum(t.numel // t.unit for t in of_network))
+        self.pooled = per_feature([s in ("layer", "network") for s in scopes], torch.bool)
+        """Whether a feature is divided by what it shares with others: `pools`, not its own sum."""
+        self._any_pooled = not {"layer", "network"}.isdisjoint(every)
         self._of_network = torch.tensor([s == "network" for s in every]).to(self.device)
-        features = sum(t.features for t in self.tensors)
-        self.mean_variables = sum(t.numel // t.unit for t in self.tensors) / features
-        """Of the features of all tensors, on this rank or not."""
+        sizes = [t.numel // t.unit for t in self.tensors]
+        of_network = sum(n for n, s in zip(sizes, every, strict=True) if s == "network")
+        # Of the features of all tensors, on this rank or not.
+        mean = sum(sizes) / sum(t.features for t in self.tensors)
+        whole = {"network": of_network, "feature_norm": mean}
+        counts = [
+            whole.get(s, sizes[p.index] if s == "layer" else p.tensor.variables_per_feature)
+            for p, s in zip(self.pieces, scopes, strict=True)
+        ]
+        self.divided_by = per_feature(counts, self.dtype)
+        """What the sum of squares of each feature's divisor is divided by, to be a mean square."""
 
-    def network_sum(self, layer_sums: Tensor) -> Tensor:
-        """Σ over the tensors that are normalised by their network, from the sum of each."""
-        return layer_sums.masked_fill(~self._of_network, 0.0).sum()
+    def pools(self, layer_sums: Tensor) -> Tensor:
+        """Σ over what each tensor shares its divisor with [tensors], from the sum of each.
+
+        Itself, or all tensors that are normalised by their network.
+        """
+        whole = layer_sums.masked_fill(~self._of_network, 0.0).sum()
+        return torch.where(self._of_network, whole, layer_sums)
 
     def layer_sums(self, sums: Tensor) -> Tensor:
         """Σ over the features of each piece → of each tensor [tensors]; 0 where nobody needs it.
@@ -216,7 +224,7 @@ class Holdings:
         with whole tensors must come to the same masks.
         """
         totals = self.zeros(len(self.tensors))
-        if self._any_by_layer:
+        if self._any_pooled:
             for piece, part in zip(self.pieces, sums.split(self.feature_counts), strict=True):
                 totals[piece.index] = part.sum()
         return totals

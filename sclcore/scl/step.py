@@ -114,12 +114,9 @@ def normalisers(held: Holdings, sums: Tensor, layer_sums: Tensor) -> tuple[Tenso
     `sums` are of squares of whole features, `layer_sums` of whole tensors.
     """
     rms = (sums / held.variables).sqrt()
-    layer = (layer_sums[held.tensor_of_feature] / held.layer_variables).sqrt()
-    network = (held.network_sum(layer_sums) / held.network_variables).sqrt()
-    divisors = torch.where(held.by_layer, layer, rms)
-    norm = (sums / held.mean_variables).sqrt()
-    divisors = torch.where(held.by_norm, norm, divisors)
-    divisors = torch.where(held.by_network, network, divisors) + _EPS
+    pools = held.pools(layer_sums)[held.tensor_of_feature]
+    squares = torch.where(held.pooled, pools, sums)
+    divisors = (squares / held.divided_by).sqrt() + _EPS
     return rms, divisors.masked_fill_(held.unnormalised, 1.0)
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sclcore import Schedule, Scheduler, connection_groups
+from sclcore import Scheduler, connection_groups
 from sclcore.driver.optimizer import Driver
 from sclcore.methods.feather import Feather
 from tests.sclcore.methods.resumed import assert_goes_on_bit_for_bit
+from tests.sclcore.methods.scheduled import SCHEDULE, train
 from tests.sclcore.nets import Mixed, mixed_batches, mlp, mlp_batches, mse_step
 
 STEPS = 30
-SCHEDULE = Schedule(lr_warmup=0.1)
 NAMES = ("0.weight", "2.weight")
 
 
@@ -26,18 +26,6 @@ def driver(model: nn.Module, rule: str = "sgd", **options: Any) -> Driver:
     method = Feather.model_validate({"density": 0.2, "begin": 0.1, "end": 0.6} | options)
     groups = connection_groups(model)
     return Driver(method, groups, lr=0.05, weight_decay=1e-2, weight_rule=rule, **weights)
-
-
-def train(
-    model: nn.Module,
-    optimizer: Driver,
-    batches: list[tuple[Tensor, Tensor]],
-    steps: range | None = None,
-) -> None:
-    scheduler = Scheduler(optimizer, SCHEDULE)
-    for step in steps or range(len(batches)):
-        scheduler.set_progress(step / len(batches))
-        mse_step(model, optimizer, batches[step])
 
 
 def forward_weights(latent: dict[str, Tensor], live: int, p: float, rescale: bool) -> Any:
