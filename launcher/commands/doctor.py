@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.commands import SUMMARIES, Commands, add_command
+from launcher.terminal import importing
 
 if TYPE_CHECKING:
     from data.shards.doctor import Diagnosis
@@ -98,7 +99,8 @@ def _check_cluster(options: argparse.Namespace) -> int:
 
         recipe = load_recipe(options.recipe, options.overrides)
 
-        from launcher.doctor.check import check_cluster
+        with importing("PyTorch"):
+            from launcher.doctor.check import check_cluster
     except ImportError as error:
         raise UsageError(
             f"the environment of this node is not complete ({error}): install it, or let all nodes "
@@ -108,8 +110,9 @@ def _check_cluster(options: argparse.Namespace) -> int:
 
 
 def _check_shards(folders: list[Path], quick: bool, workers: int) -> int:
-    from data.files import explained
-    from data.shards.doctor import examine, find_splits
+    with importing("PyTorch"):
+        from data.files import explained
+        from data.shards.doctor import examine, find_splits
 
     with explained(folders[0]):
         splits = [split for folder in folders for split in find_splits(folder)]
