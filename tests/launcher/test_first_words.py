@@ -88,9 +88,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_speaks_while_it_imports(
-    command: str, said: dict[str, tuple[int, str]]
-) -> None:
+def test_a_command_speaks_while_it_imports(command: str, said: dict[str, tuple[int, str]]) -> None:
     code, text = said[command]
     assert code == 77, text
     assert text.strip()
