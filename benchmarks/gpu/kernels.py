@@ -70,6 +70,7 @@ def _errors(
         mask_lr=0.02,
         mask_momentum=0.8,
         mask_restart=0.1 if rule[1] else 0.0,
+        mask_gradient="root" if rule[1] else "full",
         proxy=proxy,
         price=0.05,
         noise=0,

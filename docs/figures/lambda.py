@@ -28,7 +28,7 @@ from benchmarks.defaults import BATCH, LR, NETWORKS, samples, shifted
 from launcher.models import SmallConvNet
 from sclcore import SCL, Schedule, Scheduler, connection_groups
 from sclcore.methods.scl import SCLMethod
-from sclcore.scl.controller import TargetController
+from sclcore.scl.controller import Steering, TargetController
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "ConvNet, 58,144 connections": NETWORKS["ConvNet"],
@@ -67,9 +67,8 @@ def train(
         optimizer,
         target=target or 0.5,
         weights=dict.fromkeys(names, 1.0),
-        steps=SCHEDULE.mask_steps(total),
     )
-    steering = controller.start
+    steering = Steering()
     steps = round(SCHEDULE.mask_steps(total))
     order = torch.empty(0)
     for step in tqdm(range(steps), desc=f"{network}, λ {lam}", leave=False, disable=None):

@@ -64,7 +64,6 @@ def build(
         controller,
         inputs.total_steps,
         shift=inputs.shift,
-        is_main=world.is_main,
     )
     names = parameter_names(model, optimizer)
     masks = first_masks(optimizer, recipe.init, initial) if initial is not None else {}

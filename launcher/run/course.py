@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 
 from torch.optim import Optimizer
 
@@ -12,15 +11,11 @@ from launcher.run.progress import Progress
 from sclcore import Scheduler
 from sclcore.scl.controller import Steering, TargetController
 
-_log = logging.getLogger("scl")
-# What the choice at the end cuts or brings back beyond this share costs accuracy.
-_FORCED = 0.2
-
 
 class Course:
     """Sets the learning rates and λ of each update by the schedule; a target steers λ.
 
-    `shift` is that of the inputs. `is_main`: this rank prints what the user should know.
+    `shift` is that of the inputs.
     """
 
     def __init__(
@@ -31,13 +26,11 @@ class Course:
         total_steps: int,
         *,
         shift: int = 0,
-        is_main: bool = True,
     ) -> None:
         self.total_steps, self._shift = total_steps, shift
         self._recipe, self._schedule = recipe, recipe.schedule
         self._scheduler = Scheduler(optimizer, recipe.schedule)
         self._controller = controller
-        self._is_main = is_main
 
     def set(self, progress: Progress) -> None:
         """Set everything for the next update. Collective where λ is steered."""
@@ -45,13 +38,8 @@ class Course:
         lam = None
         if self._controller is not None:
             steering = progress.steering
-            before = Steering.of(steering) if steering else self._controller.start
-            travel = self._schedule.mask_travel(share)
-            # Of a run that was made longer, a smaller share lies behind than when it last acted.
-            before = dataclasses.replace(before, travel=min(before.travel, travel))
-            now = self._controller.steer(travel, before)
-            if now.is_final and not before.is_final:
-                self._warn_if_forced(self._controller)
+            before = Steering.of(steering) if steering else Steering()
+            now = self._controller.steer(self._schedule.mask_travel(share), before)
             progress.steering, lam = dataclasses.asdict(now), now.lam
         self._scheduler.set_progress(share, lam=lam)
 
@@ -79,14 +67,3 @@ class Course:
     def _share(self, step: int) -> float:
         """How much of the run lies behind, 0 to 1."""
         return (step - self._shift) / self.total_steps
-
-    def _warn_if_forced(self, controller: TargetController) -> None:
-        learned, wanted = controller.learned, controller.target
-        if self._is_main and abs(learned / wanted - 1) > _FORCED:
-            _log.warning(
-                "target-forced: %.3g of what is learned was left when the masks froze, and exactly "
-                "%.3g of it was then kept by force. Learn masks for longer (optim.epochs, "
-                "schedule.freeze_masks_at).",
-                learned,
-                wanted,
-            )

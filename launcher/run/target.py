@@ -24,8 +24,7 @@ def controller_of(
         return None
     assert isinstance(method, SCLMethod) and isinstance(optimizer, SCL)
     key, target = method.target
-    steps = schedule.mask_steps(total_steps)
-    if steps < 1:
+    if schedule.mask_steps(total_steps) < 1:
         raise UsageError(
             f"method.{key} needs masks that move: raise schedule.freeze_masks_at above 0"
         )
@@ -41,4 +40,4 @@ def controller_of(
             f"method.{key} {target} is less than the layers in method.exclude have already "
             f"({1 - learned / total:.3g}): raise it, or exclude fewer"
         )
-    return TargetController(optimizer, target=share, weights=weights, steps=steps)
+    return TargetController(optimizer, target=share, weights=weights)

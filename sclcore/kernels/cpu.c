@@ -28,7 +28,7 @@ typedef struct {
 
 typedef struct {
     float lr, momentum, weight_decay, mask_lr, mask_momentum, mask_restart, leaky_slope;
-    int32_t nesterov, proxy;
+    int32_t nesterov, proxy, root;
 } Settings;
 
 INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -66,12 +66,22 @@ INLINE float square(int proxy, float leaky_slope, float g, float w, float m) {
     return x * x;
 }
 
+/* What G is multiplied by for n ≤ BLOCK elements: w, or sign(w) √|w| in `buffer`. */
+INLINE const float *factors(const float *w, int n, int root, float *buffer) {
+    if (!root) return w;
+    for (int i = 0; i < n; i++)
+        buffer[i] = __builtin_copysignf(__builtin_sqrtf(__builtin_fabsf(w[i])), w[i]);
+    return buffer;
+}
+
 /* Lanes in float32, blocks in float64: as exact as PyTorch's pairwise sums, and it vectorises. */
-INLINE double squares(const float *g, const float *w, const float *m, int64_t length, int proxy,
-                      float leaky_slope) {
+INLINE double squares(const float *g, const float *weights, const float *m, int64_t length,
+                      int proxy, float leaky_slope, int root) {
     double total = 0.0;
-    for (int64_t at = 0; at < length; at += BLOCK, g += BLOCK, w += BLOCK, m += BLOCK) {
+    float buffer[BLOCK];
+    for (int64_t at = 0; at < length; at += BLOCK, g += BLOCK, weights += BLOCK, m += BLOCK) {
         int n = (int)min(BLOCK, length - at), i = 0;
+        const float *w = factors(weights, n, root, buffer);
         float lanes[LANES] = {0.0f};
         for (; i + LANES <= n; i += LANES)
             for (int l = 0; l < LANES; l++)
@@ -86,12 +96,12 @@ INLINE double squares(const float *g, const float *w, const float *m, int64_t le
 }
 
 INLINE void sums_of_runs(const Piece *p, int64_t from, int64_t to, int proxy, float leaky_slope,
-                         float *out) {
+                         int root, float *out) {
     for (int64_t run = from; run < to; run++) {
         int64_t start = run * p->run - p->head, end = min(start + p->run, p->length);
         start = max(start, 0);
         const float *g = p->grad + start, *w = p->weight + start, *m = p->mask + start;
-        out[p->offset + run] = (float)squares(g, w, m, end - start, proxy, leaky_slope);
+        out[p->offset + run] = (float)squares(g, w, m, end - start, proxy, leaky_slope, root);
     }
 }
 
@@ -104,15 +114,16 @@ INLINE int64_t runs_before(const Piece *p, int64_t at) {
 void scl_sums(const Piece *pieces, int64_t count, const Settings *s, int64_t from, int64_t to,
               float *out) {
     float leak = s->leaky_slope;
+    int root = s->root;
     for (const Piece *p = pieces; p < pieces + count; p++) {
         int64_t first = runs_before(p, max(from - p->begin, 0));
         int64_t last = runs_before(p, min(to - p->begin, p->length));
         switch (s->proxy) { /* constants to the inlined: the compiler makes a loop of each */
-        case LEAKY_RELU: sums_of_runs(p, first, last, LEAKY_RELU, leak, out); break;
-        case SOFTPLUS: sums_of_runs(p, first, last, SOFTPLUS, leak, out); break;
-        case RELU: sums_of_runs(p, first, last, RELU, leak, out); break;
-        case CLIPPED: sums_of_runs(p, first, last, CLIPPED, leak, out); break;
-        default: sums_of_runs(p, first, last, IDENTITY, leak, out);
+        case LEAKY_RELU: sums_of_runs(p, first, last, LEAKY_RELU, leak, root, out); break;
+        case SOFTPLUS: sums_of_runs(p, first, last, SOFTPLUS, leak, root, out); break;
+        case RELU: sums_of_runs(p, first, last, RELU, leak, root, out); break;
+        case CLIPPED: sums_of_runs(p, first, last, CLIPPED, leak, root, out); break;
+        default: sums_of_runs(p, first, last, IDENTITY, leak, root, out);
         }
     }
 }
@@ -127,13 +138,13 @@ INLINE void spread(float *restrict out, const Piece *p, const float *divisors, i
     }
 }
 
-/* ĝ + λ · c · φ'(m) */
-INLINE void direction(float *restrict out, const float *g, const float *w, const float *m,
+/* ĝ + λ · c · φ'(m); u is what G is multiplied by */
+INLINE void direction(float *restrict out, const float *g, const float *u, const float *m,
                       const float *restrict divisor, int n, int proxy, float leaky_slope,
                       float price) {
     for (int i = 0; i < n; i++) {
         float phi = slope(proxy, leaky_slope, m[i]);
-        out[i] = FMA(phi, price, g[i] * w[i] * phi / divisor[i]);
+        out[i] = FMA(phi, price, g[i] * u[i] * phi / divisor[i]);
     }
 }
 
@@ -202,14 +213,15 @@ INLINE void update_block(const Piece *p, const Settings *s, const float *divisor
         write_only(m, w, param, n, counts);
         return;
     }
-    float divisor[BLOCK], step[BLOCK], leak = s->leaky_slope, price = p->price;
+    float divisor[BLOCK], step[BLOCK], buffer[BLOCK], leak = s->leaky_slope, price = p->price;
+    const float *u = factors(w, n, s->root, buffer);
     spread(divisor, p, divisors, at, n);
     switch (s->proxy) {
-    case LEAKY_RELU: direction(step, g, w, m, divisor, n, LEAKY_RELU, leak, price); break;
-    case SOFTPLUS: direction(step, g, w, m, divisor, n, SOFTPLUS, leak, price); break;
-    case RELU: direction(step, g, w, m, divisor, n, RELU, leak, price); break;
-    case CLIPPED: direction(step, g, w, m, divisor, n, CLIPPED, leak, price); break;
-    default: direction(step, g, w, m, divisor, n, IDENTITY, leak, price);
+    case LEAKY_RELU: direction(step, g, u, m, divisor, n, LEAKY_RELU, leak, price); break;
+    case SOFTPLUS: direction(step, g, u, m, divisor, n, SOFTPLUS, leak, price); break;
+    case RELU: direction(step, g, u, m, divisor, n, RELU, leak, price); break;
+    case CLIPPED: direction(step, g, u, m, divisor, n, CLIPPED, leak, price); break;
+    default: direction(step, g, u, m, divisor, n, IDENTITY, leak, price);
     }
     step_weight(g, w, m, v, n, s);
     step_mask(step, m, p->mask_momentum + at, w, param, n, s, counts);

@@ -42,7 +42,7 @@ class _Piece(ctypes.Structure):
 class _Settings(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_float) for name in (*RATES, "leaky_slope")),
-        *((name, ctypes.c_int32) for name in ("nesterov", "proxy")),
+        *((name, ctypes.c_int32) for name in ("nesterov", "proxy", "root")),
     )
 
 
@@ -140,6 +140,7 @@ def _settings(options: Options) -> _Settings:
         leaky_slope=LEAKY_SLOPE,
         nesterov=options.nesterov,
         proxy=_PROXIES.index(options.proxy),
+        root=options.mask_gradient == "root",
     )
 
 

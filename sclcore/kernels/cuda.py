@@ -119,7 +119,12 @@ def _constants(options: Options, **more: bool) -> dict[str, Any]:
     """What each compiled variant of a kernel has built in, and how it is compiled."""
     # Without fusion each operation rounds as it is written: see `triton_kernels`.
     launch = {"num_warps": 4, "enable_fp_fusion": False}
-    return {"PROXY": options.proxy, "LEAKY_SLOPE": LEAKY_SLOPE, **more, **launch}
+    built_in = {
+        "PROXY": options.proxy,
+        "LEAKY_SLOPE": LEAKY_SLOPE,
+        "ROOT": options.mask_gradient == "root",
+    }
+    return {**built_in, **more, **launch}
 
 
 def _check(device: torch.device) -> None:

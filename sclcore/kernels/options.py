@@ -19,6 +19,8 @@ class Options:
     mask_momentum: float
     mask_restart: float
     """Where m begins anew once it has risen above 0, its momentum being 0; 0: it goes on."""
+    mask_gradient: str
+    """What G counts by in a mask gradient: `full`, the weight, or `root`, the root of its size."""
     proxy: str
     price: float
     noise: int

@@ -63,8 +63,15 @@ def chosen(piece: Piece, blocks: Mapping[int, Tensor] = NO_CUTS.blocks) -> Tenso
 
 
 def raw_gradient(piece: Piece, grad: Tensor, options: Options) -> Tensor:
-    """G ⊙ w ⊙ φ'(m), a new tensor [length]."""
-    gradient = grad * piece.weight
+    """G ⊙ w ⊙ φ'(m), a new tensor [length]; under `root`, G ⊙ sign(w) √|w| ⊙ φ'(m).
+
+    Always G ⊙ w where several weights share a mask variable: a factor for each weight would turn
+    the sum of a unit away from the direction in which its loss falls.
+    """
+    if options.mask_gradient == "root" and piece.tensor.unit == 1:
+        gradient = piece.weight.abs().sqrt_().copysign_(piece.weight).mul_(grad)
+    else:
+        gradient = grad * piece.weight
     derivative = get_proxy(options.proxy).derivative
     if derivative is not None:
         gradient.mul_(derivative(piece.mask.to(gradient.dtype)))

@@ -63,9 +63,18 @@ def _slope(m, PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr):
 
 
 @triton.jit
+def _factor(w, ROOT: tl.constexpr):
+    """What G is multiplied by: w, or sign(w) √|w|."""
+    if ROOT:
+        root = tl.sqrt_rn(tl.abs(w))
+        w = tl.where(w < 0, -root, root)
+    return w
+
+
+@triton.jit
 def _sum_runs(
     pieces, piece, tile, gradients, out,
-    PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, WIDTH: tl.constexpr,
+    PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, ROOT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Σ (∂L/∂m)² of each run of a tile, `WIDTH` elements of each at a time."""
     RUNS: tl.constexpr = _BLOCK // WIDTH
@@ -81,7 +90,8 @@ def _sum_runs(
         within = start + column
         at = (number * run - head)[:, None] + within[None, :]
         held = (within < run)[None, :] & (at >= 0) & (at < length)
-        x = tl.load(grad + at, held, 0.0) * tl.load(weight + at, held, 0.0)
+        u = _factor(tl.load(weight + at, held, 0.0), ROOT)
+        x = tl.load(grad + at, held, 0.0) * u
         if PROXY != "identity":
             x *= _slope(tl.load(mask + at, held, 0.0), PROXY, LEAKY_SLOPE)
         total += x * x
@@ -93,7 +103,7 @@ def _sum_runs(
 @triton.jit
 def sums(
     tiles, pieces, gradients, out,
-    PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr,
+    PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, ROOT: tl.constexpr,
 ):  # fmt: skip
     """Σ (∂L/∂m)² of each run of each piece → `out`.
 
@@ -103,11 +113,11 @@ def sums(
     piece, tile = tl.load(tiles + 2 * program), tl.load(tiles + 2 * program + 1)
     width = _get(pieces, piece, _WIDTH)
     if width == _SHORT:
-        _sum_runs(pieces, piece, tile, gradients, out, PROXY, LEAKY_SLOPE, _SHORT)
+        _sum_runs(pieces, piece, tile, gradients, out, PROXY, LEAKY_SLOPE, ROOT, _SHORT)
     elif width == _MIDDLE:
-        _sum_runs(pieces, piece, tile, gradients, out, PROXY, LEAKY_SLOPE, _MIDDLE)
+        _sum_runs(pieces, piece, tile, gradients, out, PROXY, LEAKY_SLOPE, ROOT, _MIDDLE)
     else:
-        _sum_runs(pieces, piece, tile, gradients, out, PROXY, LEAKY_SLOPE, _LONG)
+        _sum_runs(pieces, piece, tile, gradients, out, PROXY, LEAKY_SLOPE, ROOT, _LONG)
 
 
 @triton.jit
@@ -150,7 +160,7 @@ def _count(counts, before, after, held):
 def _move(
     pieces, piece, chunk, grad, prices, divisors, counts,
     lr, momentum, weight_decay, mask_lr, mask_momentum, mask_restart,
-    PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, NESTEROV: tl.constexpr,
+    PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, ROOT: tl.constexpr, NESTEROV: tl.constexpr,
     LEARNS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     length = _get(pieces, piece, _LENGTH)
@@ -169,11 +179,12 @@ def _move(
     if LEARNS:
         price = tl.load(prices + piece)
         divisor = _divisor(pieces, piece, offset, divisors, held)
+        u = _factor(w, ROOT)
         if PROXY == "identity":
-            x = tl.div_rn(g * w, divisor) + price
+            x = tl.div_rn(g * u, divisor) + price
         else:
             phi = _slope(m, PROXY, LEAKY_SLOPE)
-            x = tl.fma(phi, zero + price, tl.div_rn(g * w * phi, divisor))
+            x = tl.fma(phi, zero + price, tl.div_rn(g * u * phi, divisor))
         momenta = _wide(_get(pieces, piece, _MASK_MOMENTUM), tl.float32, ALIGNED) + at
         velocity = tl.load(momenta, held, 0.0) * mask_momentum + x
         moved = tl.fma(velocity, zero - mask_lr, m)
@@ -198,7 +209,8 @@ def _move(
 def update(
     chunks, pieces, gradients, prices, divisors, counts,
     lr, momentum, weight_decay, mask_lr, mask_momentum, mask_restart,
-    PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, NESTEROV: tl.constexpr, LEARNS: tl.constexpr,
+    PROXY: tl.constexpr, LEAKY_SLOPE: tl.constexpr, ROOT: tl.constexpr, NESTEROV: tl.constexpr,
+    LEARNS: tl.constexpr,
 ):  # fmt: skip
     """Move w, m and momenta of one chunk per program, write v, add to `counts` [pieces, 3].
 
@@ -216,11 +228,11 @@ def update(
         _move(
             pieces, piece, chunk, grad, prices, divisors, counts,
             lr, momentum, weight_decay, mask_lr, mask_momentum, mask_restart,
-            PROXY, LEAKY_SLOPE, NESTEROV, LEARNS, ALIGNED=_YES,
+            PROXY, LEAKY_SLOPE, ROOT, NESTEROV, LEARNS, ALIGNED=_YES,
         )  # fmt: skip
     else:
         _move(
             pieces, piece, chunk, grad, prices, divisors, counts,
             lr, momentum, weight_decay, mask_lr, mask_momentum, mask_restart,
-            PROXY, LEAKY_SLOPE, NESTEROV, LEARNS, ALIGNED=_NO,
+            PROXY, LEAKY_SLOPE, ROOT, NESTEROV, LEARNS, ALIGNED=_NO,
         )  # fmt: skip

@@ -70,6 +70,11 @@ class SCLMethod(Method, frozen=True):
         description="where the mask variable of a connection that comes back to life begins anew "
         "(0: it goes on from where it is)",
     )
+    mask_gradient: Literal["full", "root"] = Field(
+        default="full",
+        description="what the gradient of a connection counts by for its mask variable: its "
+        "weight (full), or the root of its weight's size, for densities of 1 %",
+    )
     normalize: Literal["network", "layer", "feature", "feature_norm", "none"] = Field(
         default="network",
         description="what mask gradients are divided by: their rms over the network, the layer or "

@@ -12,21 +12,35 @@ from torch import Tensor
 from sclcore.held.holdings import Holdings
 from sclcore.layout.piece import Piece
 
-_LOWEST, _HIGHEST = -(2**31), 2**31 - 1
+_DIGITS = ((21, 11), (10, 11), (0, 10))
+"""Where each digit of a key begins, from the highest, and its bits."""
 
 
-def keep_best(held: Holdings, budget: float, weights: Mapping[str, float]) -> None:
-    """Set mask variables so that the best of them live: as many as come nearest to `budget`.
+def prices_of(
+    held: Holdings, share: float, weights: Mapping[str, float] | None
+) -> tuple[list[float], float]:
+    """(what a unit of each tensor costs, what all that live may cost), for keep_best.
 
-    `weights` says what a connection of each tensor counts, by name, and `budget` how much may live
-    in all. Between equals the first one wins, in the order of the tensors and of their elements.
-    Collective where tensors are sharded. Not for N:M, which decides the density itself.
+    `weights` says what a connection of each tensor counts, by name (None: 1), and `share` is of
+    Σ weight · connections.
     """
-    prices = [weights[tensor.name] * tensor.unit for tensor in held.tensors]
+    counted = [1.0 if weights is None else weights[tensor.name] for tensor in held.tensors]
+    prices = [count * tensor.unit for count, tensor in zip(counted, held.tensors, strict=True)]
+    sizes = (count * tensor.numel for count, tensor in zip(counted, held.tensors, strict=True))
     # Half of the cheapest: what rounding to a whole number of them may be off.
-    budget += min((price for price in prices if price > 0), default=0.0) / 2
-    keys = [_keys(piece) for piece in held.pieces]
-    bound = _lowest_bound(held, keys, prices, budget)
+    slack = min((price for price in prices if price > 0), default=0.0) / 2
+    return prices, share * sum(sizes) + slack
+
+
+def keep_best(held: Holdings, prices: Sequence[float], budget: float) -> None:
+    """Set mask variables so that the best of them live: as many as `budget` affords.
+
+    `prices` says what a unit of each tensor costs. Between equals the first one wins, in the order
+    of the tensors and of their elements. Collective where tensors are sharded. Not for N:M, which
+    decides the density itself.
+    """
+    keys = [keys_of(piece) for piece in held.pieces]
+    bound = lowest_bound(held, keys, prices, budget)
     left = budget - _total(held, [key > bound for key in keys], prices)
     before = _earlier(held, [key == bound for key in keys], prices)
     for piece, key, first in zip(held.pieces, keys, before, strict=True):
@@ -36,7 +50,7 @@ def keep_best(held: Holdings, budget: float, weights: Mapping[str, float]) -> No
         _put(piece, chosen)
 
 
-def _keys(piece: Piece) -> Tensor:
+def keys_of(piece: Piece) -> Tensor:
     """The mask variable of each unit of a piece [units] as int32, in the order of the values."""
     unit = piece.tensor.unit
     firsts = piece.first_of_units().to(piece.mask.device) if unit > 1 else slice(None)
@@ -61,18 +75,38 @@ def _total(held: Holdings, chosen: Sequence[Tensor], prices: Sequence[float]) ->
     return math.fsum(n * price for n, price in zip(counts.tolist(), prices, strict=True))
 
 
-def _lowest_bound(
+def lowest_bound(
     held: Holdings, keys: Sequence[Tensor], prices: Sequence[float], budget: float
 ) -> int:
-    """The lowest key above which everything is affordable, by bisection."""
-    low, high = _LOWEST, _HIGHEST
-    while low < high:
-        middle = (low + high) // 2
-        if _total(held, [key > middle for key in keys], prices) <= budget:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    """The lowest of all int32 above which the keys are affordable. Collective where sharded.
+
+    Digit by digit from the highest: how many keys have which one, and where the budget ends.
+    """
+    classes = torch.tensor(sorted(set(prices)), dtype=torch.float64)
+    kinds = [int((classes == prices[piece.index]).nonzero()) for piece in held.pieces]
+    owned = [_owned(piece, key) for piece, key in zip(held.pieces, keys, strict=True)]
+    bound = 0
+    for shift, bits in _DIGITS:
+        digits = [_digits(key, shift, bits) for key in owned]
+        counts = torch.zeros(len(classes), 2**bits, dtype=torch.int64, device=held.device)
+        for kind, each in zip(kinds, digits, strict=True):
+            counts[kind] += torch.bincount(each, minlength=2**bits)
+        if held.exchange is not None:
+            dist.all_reduce(counts, group=held.exchange.group)
+        costs = (counts.cpu() * classes[:, None]).sum(0)
+        above = costs.flip(0).cumsum(0).flip(0) - costs
+        digit = int((above <= budget).nonzero()[0])
+        budget -= float(above[digit])
+        bound = bound << bits | digit
+        owned = [key[each == digit] for key, each in zip(owned, digits, strict=True)]
+    return bound - 2**31
+
+
+def _digits(keys: Tensor, shift: int, bits: int) -> Tensor:
+    """A digit of each key, such that their order is the keys'."""
+    digits = keys >> shift
+    # The sign is part of the highest one.
+    return digits + 2 ** (bits - 1) if shift + bits == 32 else digits & (2**bits - 1)
 
 
 def _earlier(held: Holdings, level: Sequence[Tensor], prices: Sequence[float]) -> list[float]:

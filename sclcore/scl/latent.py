@@ -21,8 +21,9 @@ from sclcore.optim.shards import Shard, check_shards
 from sclcore.optim.sparse import SparseOptimizer
 from sclcore.optim.written import LastWritten, say_lost
 from sclcore.scl.chosen_masks import check_names, mask_variables_of, put
-from sclcore.scl.exact import keep_best
+from sclcore.scl.exact import keep_best, prices_of
 from sclcore.scl.guard import keep_layers_alive, leasts
+from sclcore.scl.limit import Limit
 from sclcore.scl.outside import take_over
 
 
@@ -36,6 +37,8 @@ class LatentState(SparseOptimizer):
         self._process_group: dist.ProcessGroup | None = None
         self._held: Holdings | None = None
         self._skipping = False
+        self._limit: Limit | None = None
+        self.lowered: float | None = None
         self._written = LastWritten()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,8 +73,9 @@ class LatentState(SparseOptimizer):
         shards = [group.get("shards") for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group in self.param_groups:
-            # What was saved before there were restarts goes on without them.
+            # What was saved before there were restarts and roots goes on without them.
             group.setdefault("mask_restart", 0.0)
+            group.setdefault("mask_gradient", "full")
         for group, own in zip(self.param_groups, shards, strict=True):
             if own is not None:
                 group["shards"] = own
@@ -143,6 +147,20 @@ class LatentState(SparseOptimizer):
         put(held, chosen)
         self.write_weights()
 
+    def limit_share(self, share: float | None, weights: Mapping[str, float] | None = None) -> None:
+        """From the next step on, let no more than this share of the connections live (None: all).
+
+        Each step that moves masks then ends by lowering all mask variables together, by as much as
+        that takes and no more (`lowered`): instead of λ, which such steps do not apply. Of those
+        that rise, only what still lives after it begins anew. `weights` is that of `keep_share`;
+        a layer keeps its `min_connections` beyond it. Not part of `state_dict`.
+
+        Raises ValueError with N:M, which decides the density itself.
+        """
+        if share is not None and any(tensor.n_m for tensor in self._hold().tensors):
+            raise ValueError("limit_share cannot hold a share under N:M, which decides it itself")
+        self._limit = None if share is None else Limit(share, weights)
+
     @torch.no_grad()
     def keep_share(self, share: float, weights: Mapping[str, float] | None = None) -> None:
         """Let exactly this share of the connections live: those with the highest mask variables.
@@ -158,12 +176,12 @@ class LatentState(SparseOptimizer):
         if any(tensor.n_m for tensor in held.tensors):
             raise ValueError("keep_share cannot meet a share under N:M, which decides it itself")
         counted = weights or dict.fromkeys(held.names, 1.0)
-        budget = share * sum(counted[t.name] * t.numel for t in held.tensors)
         self.write_weights()
         held, spare = self._hold(), 0.0
+        prices, budget = prices_of(held, share, counted)
         # What the guard gives back to layers that would be left with too little, others must lack.
         for _ in range(2):
-            keep_best(held, budget - spare, counted)
+            keep_best(held, prices, budget - spare)
             held.count_live()
             before = held.total_counts()
             keep_layers_alive(held, leasts(held))

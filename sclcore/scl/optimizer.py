@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -21,11 +22,12 @@ import torch
 from torch import Tensor
 
 from sclcore.held.holdings import Holdings
-from sclcore.kernels.reference import FLIPS, NO_CUTS
+from sclcore.kernels.reference import FLIPS, NO_CUTS, live
 from sclcore.optim.rules import step_dense, total_norm
 from sclcore.optim.settings import settings_of
 from sclcore.scl.guard import keep_layers_alive, leasts_of_moved
 from sclcore.scl.latent import LatentState
+from sclcore.scl.limit import lower
 from sclcore.scl.observe import observe
 from sclcore.scl.settings import check_group
 from sclcore.scl.step import first_pass, normalisers, options_of, second_pass
@@ -53,7 +55,10 @@ class SCL(LatentState):
     where it is). `normalize` says what the mask gradient is divided by: its rms over the `network`
     (all connections that are stepped together), over the `layer` or the output `feature` (the
     paper), its 2-norm over the feature (`feature_norm`, by the root of the mean number of mask
-    variables of a feature, so that λ keeps its scale), or 1 (`none`). `proxy` names the derivative
+    variables of a feature, so that λ keeps its scale), or 1 (`none`). `mask_gradient` says what G
+    counts by there: the weight (`full`, as the chain rule has it), or the root of its size with its
+    sign (`root`), such that a connection which began small is not cut before it could grow; where
+    several weights share a mask variable, always the weight. `proxy` names the derivative
     that stands in for that of the unit step (`sclcore.kernels.proxies`). Each layer keeps at least
     `min_connections`, the best-scored ones. `mask_dtype` is the precision of m and its momentum:
     `bfloat16` saves 4 bytes per weight and rounds at random, so that small steps count on average.
@@ -69,7 +74,8 @@ class SCL(LatentState):
 
     A step whose gradient is not finite changes nothing and is counted in `skipped_steps`.
     After each step `grad_norm` holds the 2-norm of G over all parameters, and `held_layers` the
-    names of the layers that `min_connections` kept from dying in that step. Where state is sharded,
+    names of the layers that `min_connections` kept from dying in that step, and `lowered` how far
+    all mask variables fell for `limit_share`. Where state is sharded,
     `connections_before` has the live connections of each tensor when that step began. `flips` holds
     what this process counted since `take_flips` was last called: [tensors, 2], flips and revivals,
     by the names of the tensors. An engine may step the groups one by one, in their order: all
@@ -88,6 +94,7 @@ class SCL(LatentState):
         mask_restart: float = 1.0,
         nesterov: bool | None = None,
         weight_decay: float = 0.0,
+        mask_gradient: str = "full",
         proxy: str = "identity",
         normalize: str = "network",
         mask_init: float = 1.0,
@@ -140,6 +147,11 @@ class SCL(LatentState):
         norm = total_norm(self.param_groups)
         if held.exchange is None and not self._accept(float(norm)):
             return False
+        limit = self._limit if any(group["mask_lr"] for group in groups) else None
+        before = [live(piece) for piece in held.pieces] if limit else []
+        own = settings
+        if limit:
+            settings = [replace(each, price=0.0, mask_restart=0.0) for each in settings]
         sums, units = first_pass(held, grads, settings)
         layer_sums = held.layer_sums(sums)
         cuts = [NO_CUTS] * len(held.pieces)
@@ -151,6 +163,8 @@ class SCL(LatentState):
             self.connections_before |= zip(held.names, known.live, strict=True)
         rms, divisors = normalisers(held, sums, layer_sums)
         second_pass(held, grads, settings, divisors, cuts)
+        if limit:
+            self.lowered = lower(held, limit, before, own)
         self._add_flips(held)
         for group in groups:
             group["updates"] += 1

@@ -10,6 +10,7 @@ from sclcore.kernels.proxies import get_proxy
 from sclcore.optim.settings import check_rule
 
 NORMALIZATIONS = ("network", "layer", "feature", "feature_norm", "none")
+MASK_GRADIENTS = ("full", "root")
 MASK_DTYPES = ("float32", "bfloat16")
 # One entry for each tensor of the group.
 _PER_TENSOR = ("costs", "transposed_groups", "granularity", "n_m", "param_names")
@@ -29,7 +30,11 @@ def check_group(group: Mapping[str, Any]) -> None:
             f"mask_init must be above 0, so that training starts dense, not {group['mask_init']}"
         )
     get_proxy(group["proxy"])
-    for name, known in (("normalize", NORMALIZATIONS), ("mask_dtype", MASK_DTYPES)):
+    for name, known in (
+        ("normalize", NORMALIZATIONS),
+        ("mask_gradient", MASK_GRADIENTS),
+        ("mask_dtype", MASK_DTYPES),
+    ):
         if group[name] not in known:
             raise ValueError(f"unknown {name} {group[name]!r}: choose one of {', '.join(known)}")
     for name in _PER_TENSOR:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from launcher.recipe.load import load_recipe
 from launcher.run.inputs import open_inputs
 from launcher.run.optimizer import build_optimizer
 from launcher.run.target import controller_of
-from tests.launcher.conftest import Start, finish, run_ranks, scl, summary
+from tests.launcher.conftest import Start, finish, scl
 from tests.launcher.test_resume import assert_identical, segment
 
 pytestmark = pytest.mark.timeout(900)
@@ -58,15 +57,6 @@ def test_excluded_layers_count_in_both_targets(recipe: Path) -> None:
         first = used * 9 * 1 * 8
         others = used * 9 * 8 * 16 + on_4 * 9 * 16 * 16 + 64 * 10
         assert controller.target == pytest.approx((0.3 * (first + others) - first) / others)
-
-
-def test_a_target_met_by_force_is_said(recipe: Path, tmp_path: Path, start: Start) -> None:
-    """With masks learned in four updates nothing is learned; the density is met all the same."""
-    settings = (*TARGET, "schedule.freeze_masks_at=0.15", "optim.epochs=2")
-    [(code, output)] = run_ranks(start, recipe, tmp_path / "run", *settings, ranks=1)
-    assert code == 0, output
-    assert re.search(r"target-forced: .* was left .* exactly 0.3 of it was then kept", output)
-    assert summary(tmp_path / "run")["density"] == pytest.approx(0.3, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ class Textbook:
         momentum: float,
         mask_momentum: float,
         mask_restart: float = 0.0,
+        mask_gradient: str = "full",
         weight_decay: float,
         nesterov: bool,
         proxy: str,
@@ -123,7 +124,7 @@ class Textbook:
     ) -> None:
         self.model = copy.deepcopy(model)
         self.lr, self.lam, self.mask_lr = lr, lam, mask_lr
-        self.mask_restart = mask_restart
+        self.mask_restart, self.mask_gradient = mask_restart, mask_gradient
         self.momentum, self.mask_momentum = momentum, mask_momentum
         self.weight_decay, self.nesterov = weight_decay, nesterov
         self.proxy, self.normalize, self.costs = proxy, normalize, costs
@@ -174,6 +175,10 @@ class Textbook:
         n = len(self.w)
         grad_w = dict(zip(self.w, grads[:n], strict=True))
         grad_m = dict(zip(self.m, grads[n : 2 * n], strict=True))
+        if self.mask_gradient == "root":
+            for name, w in self.w.items():
+                if w.shape == self.m[name].shape:
+                    grad_m[name] = grad_m[name] / w.detach().abs().sqrt()
         grad_dense = dict(zip(self.dense, grads[2 * n :], strict=True))
         # The cost of all connections, differentiated through the same proxy.
         total = sum((self.costs[k] * unit_step(m, self.proxy).sum() for k, m in self.m.items()))

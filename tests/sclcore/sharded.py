@@ -114,6 +114,8 @@ class Case:
     """The step after which everything is saved and continued with an optimizer made anew."""
     meddle_at: int | None = None
     """The step after which masks are chosen and weights written from outside."""
+    limit: float | None = None
+    """From step 20 on, no more than this share of the connections lives."""
     keep_at: int | None = None
     """The step after which exactly 40 % of the connections are kept."""
 
@@ -209,6 +211,13 @@ CASES: dict[str, Case] = {
         cuts=SLIVER,
         fsdp=True,
         keep_at=25,
+    ),
+    "limited": Case(
+        {**MOVING, "normalize": "network", "mask_gradient": "root"},
+        {"granularity": {"up*": "kernel"}},
+        worlds=(1, 2, 3),
+        limit=0.3,
+        resume_at=50,
     ),
     # The first layer's mask variables are all equal: the first of them stay, on whichever rank.
     "kept-equals": Case(MOVING, steps=8, worlds=(3,), blank=True, keep_at=6),
@@ -467,6 +476,8 @@ def run(session: Whole) -> dict[str, Any]:
     }
     for index, batch in enumerate(batches(case)):
         optimizer = session.optimizer
+        if case.limit and index >= 20:
+            optimizer.limit_share(case.limit)
         if case.lam_from and index >= case.lam_from[0]:
             for group in optimizer.param_groups:
                 group["lam"] = case.lam_from[1]

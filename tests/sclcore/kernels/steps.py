@@ -36,6 +36,7 @@ ALL_OPTIONS = [
         mask_lr=mask_lr,
         mask_momentum=0.8,
         mask_restart=0.5 if nesterov else 0.0,
+        mask_gradient="root" if nesterov else "full",
         proxy=proxy,
         price=0.05,
         noise=0,

@@ -61,7 +61,7 @@ def test_compiles_for_gpus(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     tables = {"pieces": "*i64", "gradients": "*i64"}
-    proxy = {"PROXY": "softplus", "LEAKY_SLOPE": 0.1}
+    proxy = {"PROXY": "softplus", "LEAKY_SLOPE": 0.1, "ROOT": True}
     names = {"tiles": "*i64", **tables, "out": "*fp32"}
     assert _compile(triton_kernels.sums, names, capability, **proxy).asm["cubin"]
     names = {"chunks": "*i64", **tables, "prices": "*fp32"}
