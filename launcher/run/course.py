@@ -39,10 +39,13 @@ class Course:
         self._controller = controller
         self._is_main = is_main
 
-    def set(self, progress: Progress) -> None:
-        """Set everything for the next update. Collective where λ is steered."""
+    def set(self, progress: Progress) -> bool:
+        """Set everything for the next update. Collective where λ is steered.
+
+        Whether the choice that meets a target has been made just now, in the optimizer's tensors.
+        """
         share = self._share(progress.step)
-        lam = None
+        lam, has_chosen = None, False
         if self._controller is not None:
             steering = progress.steering
             before = Steering.of(steering) if steering else self._controller.start
@@ -50,10 +53,12 @@ class Course:
             # Of a run that was made longer, a smaller share lies behind than when it last acted.
             before = dataclasses.replace(before, travel=min(before.travel, travel))
             now = self._controller.steer(travel, before)
-            if now.is_final and not before.is_final:
+            has_chosen = now.is_final and not before.is_final
+            if has_chosen:
                 self._warn_if_forced(self._controller)
             progress.steering, lam = dataclasses.asdict(now), now.lam
         self._scheduler.set_progress(share, lam=lam)
+        return has_chosen
 
     def masks_are_final(self, step: int) -> bool:
         """Whether the network after update `step` has the connections it will end with."""

@@ -224,6 +224,7 @@ def test_adamw_is_sharded_and_resumed_alike(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_large_transformer_trains_sharded(recipe: Path, tmp_path: Path, start: Start) -> None:
     """ViT-L's own width (1,024) and heads, 2 of its 24 blocks, one update per epoch.
 
