@@ -46,15 +46,16 @@ def test_offloaded_state_is_trained_and_resumed_alike(
     "settings",
     [
         ("method.granularity={'*': kernel, features.7: feature, classifier: weight}",),
-        ("method.n_m={classifier: '2:4'}", "optim.clip_grad_norm=0.5"),
+        ("method.n_m={classifier: '2:4'}", "method.normalize=feature"),
         ("method.lam=null", "method.target_density=0.3"),
         ("distill={teacher: TEACHER, weight: 0.5}", "method.train_weights=false"),
     ],
-    ids=["granularity", "n_m and clipping", "target", "teacher"],
+    ids=["granularity", "n_m", "target", "teacher"],
 )
 def test_what_goes_with_it_is_the_same(
     settings: tuple[str, ...], recipe: Path, whole: Path, tmp_path: Path, start: Start
 ) -> None:
+    """Two ranks' gradients have one sum in any stage: the weights are the same bit for bit."""
     settings = tuple(s.replace("TEACHER", str(whole)) for s in settings)
     for stage in (0, 3):
         run = tmp_path / f"stage{stage}"
