@@ -21,6 +21,7 @@ class Dense(Method, frozen=True):
 
     look: ClassVar = ("#1f2933", "D")
     zero_stages: ClassVar = (0, 1, 2, 3)
+    layerwise: ClassVar = True
 
     name: Literal["dense"] = Field(default="dense", description="keep every connection")
 

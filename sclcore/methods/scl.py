@@ -26,6 +26,7 @@ class SCLMethod(Method, frozen=True):
 
     look: ClassVar = ("#0072b2", "o")
     zero_stages: ClassVar = (0, 1, 2, 3)
+    layerwise: ClassVar = True
     takes_masks: ClassVar = True
     as_it_was: ClassVar = {"mask_restart": 0.0}
 

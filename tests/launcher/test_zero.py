@@ -196,13 +196,17 @@ def test_dense_training_is_sharded_and_resumed_alike(
 def test_adamw_is_sharded_and_resumed_alike(
     method: str, smooth: Path, tmp_path: Path, start: Start
 ) -> None:
-    """Stopped in stage 2 and continued in stage 1 it is the run of stage 0, its count included."""
+    """Stopped in stage 2 and continued in stage 1 it is the run of stage 0, its count included.
+
+    With learning rates of their own for its layers, as transformers are fine-tuned.
+    """
     adamw = tmp_path / "adamw.yaml"
     adamw.write_text(
         f"base: {smooth}\nname: adamw\n"
         + ("method: {name: dense}\n" if method == "dense" else "")
         # A key's bias has a gradient of pure rounding, which only eps keeps from being made 1.
-        + "optim: {name: adamw, lr: 0.005, weight_decay: 0.05, eps: 1.0e-5, epochs: 4}\n"
+        + "optim: {name: adamw, lr: 0.005, weight_decay: 0.05, eps: 1.0e-5, epochs: 4,"
+        " layer_decay: 0.7}\n"
     )
     whole = finished(start, adamw, tmp_path / "whole")
     interrupted(start, adamw, tmp_path / "run", "engine.zero_stage=2", ranks=2)

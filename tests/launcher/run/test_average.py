@@ -138,10 +138,13 @@ def test_other_ranks_go_on_with_it(averaged: Path, recipe: Path, tmp_path: Path)
     assert abs(summary(run_dir)["ema_top1"] - summary(averaged)["ema_top1"]) < 0.1
 
 
-def test_a_run_ends_on_a_plateau_and_stays_ended(
+def test_a_run_ends_on_a_plateau_and_stays_ended_until_it_is_continued(
     recipe: Path, tmp_path: Path, start: Start
 ) -> None:
-    """Of 20 epochs at a learning rate of nothing: masks are final at epoch 4, and then two more."""
+    """Of 20 epochs at a learning rate of nothing: masks are final at epoch 4, and then two more.
+
+    Given other values, it is given as much patience again; once.
+    """
     run_dir = tmp_path / "run"
     settings = ("optim.epochs=20", "schedule.freeze_masks_at=0.2", "optim.early_stop_epochs=2")
     settings += ("optim.lr=1e-12", "method.mask_lr=1e-12", "checkpoint.every_epochs=5")
@@ -154,6 +157,17 @@ def test_a_run_ends_on_a_plateau_and_stays_ended(
     before = (run_dir / "metrics.jsonl").read_bytes()
     segment(start, recipe, run_dir, *settings, ranks=2)
     assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+    command = scl("train", "--recipe", recipe, "--ranks", "1", "--set", f"run_dir={run_dir}")
+    command += [*settings, "--continue-with", "optim.epochs=30"]
+    code, said = finish(start(command))
+    assert code == 0, said
+    assert "continues with optim.epochs 30 instead of 20" in said
+    assert "stopped after 8 of 30 epochs" in said
+    assert summary(run_dir)["epochs"] == 8
+    code, said = finish(start(command))
+    assert code == 0 and "is finished; choose another folder" in said, said
+    assert summary(run_dir)["epochs"] == 8
 
 
 @pytest.mark.parametrize(
