@@ -280,6 +280,7 @@ MAPS = {
     "gap, stage 3": "has a gap or an overlap before 0.bias",
     "short, stage 3": "elements, .* of them from parameters",
     "cut, stage 3": "cut parameter group 1 into several",
+    "infinite, stage 3": None,
     "gate, stage 3": r"keeps 'gate' \(5\) of a slice of parameters, .* use engine.zero_stage=0",
     "swapped": "does not hold the parameter's values",
     "shifted": "does not hold the parameter's values",
