@@ -1,9 +1,9 @@
 """ZeRO stage 3: a rank holds a stretch of each parameter, and gets whole ones layer by layer.
 
 DeepSpeed cuts each flattened parameter into equal stretches, one a rank, of which the last are
-padded. A rank's stretches of all parameters of a group lie in a row in one flat float32
-tensor, a sub-group of DeepSpeed's, which is what the optimizer trains. Where a stretch lies is
-DeepSpeed's own knowledge (`grad_position`, `ds_tensor`); what is read from it is checked against
+padded. A rank's stretches of all parameters of a group lie in a row in one flat float32 tensor, a
+sub-group of DeepSpeed's, which is what the optimizer trains. Where a stretch lies is DeepSpeed's
+own knowledge (`grad_position`, `ds_tensor`); what is read from it is checked against
 the memory and the values of the parameters before anything trains on it.
 """
 
@@ -126,7 +126,7 @@ def _verify(
     with GatheredParameters([param]):
         part = param.detach().flatten()[shard.start : shard.start + shard.length].clone()
     copy = flat.detach()[shard.offset : shard.offset + shard.length]
-    if param.ds_tensor.data_ptr() != address or not torch.equal(part.to(copy.dtype), copy):
+    if param.ds_tensor.data_ptr() != address or not torch.equal(part.to(copy), copy):
         raise RunError(
             f"DeepSpeed's slice of {shard.name} (elements {shard.start} to "
             f"{shard.start + shard.length}) does not hold the parameter's values: {_UNKNOWN}"
