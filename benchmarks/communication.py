@@ -1,6 +1,6 @@
 """What SCL sends beside dense training: bytes per training step, SCL ÷ dense, counted exactly.
 
-    python -m benchmarks.communication [--device cpu|cuda] [--stage 0|1|2|all] [--quick]
+    python -m benchmarks.communication [--device cpu|cuda] [--stage 0|1|2|3|all] [--quick]
 
 Two ranks, started from here, train through the launcher's DeepSpeed engine. Every collective is
 counted where PyTorch hands it to its process group, below DeepSpeed, DDP and torch.distributed

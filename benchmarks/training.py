@@ -7,8 +7,8 @@ import ctypes
 import json
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,9 +42,11 @@ class Load:
     model: str
     batch: int
     image_size: int
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Of the model."""
 
     def network(self) -> nn.Module:
-        return timm.create_model(self.model, num_classes=CLASSES)
+        return timm.create_model(self.model, num_classes=CLASSES, **self.arguments)
 
     def samples(self, device: torch.device) -> tuple[Tensor, Tensor]:
         images = torch.randn(self.batch, 3, self.image_size, self.image_size, device=device)
@@ -193,12 +195,18 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
             self._base = torch.cuda.memory_allocated(device)
         else:
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**16)
-            Path("/proc/self/clear_refs").write_text("5")
             self._base = _resident("VmRSS")
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Forget the peak so far, but not what was in use at first."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
 
     def read(self) -> int:
         if self._device.type == "cuda":

@@ -106,7 +106,9 @@ def row(network: str, basis: Size, gpus: Iterable[tuple[int, float]]) -> list[st
     dense, scl = recipe_of(network, "dense"), recipe_of(network, "scl")
     model, image = build(scl)
     size = size_of(model, image)
-    plain, state = (state_of(recipe, model, image) for recipe in (dense, scl))
+    plain, state = (
+        state_of(r.method.for_run(r.schedule, 1000), r.optim, model, image) for r in (dense, scl)
+    )
     optim, engine = scl.optim, scl.engine
     steps = accumulation_steps(optim.global_batch_size, engine.ranks, engine.max_micro_batch)
     micro_batch = optim.global_batch_size // engine.ranks // steps

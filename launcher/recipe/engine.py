@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from launcher.errors import UsageError
 
@@ -24,6 +24,11 @@ class EngineConfig(BaseModel):
         default=0,
         description="what ranks share out: 0 nothing, 1 optimizer state, 2 gradients as well, "
         "3 weights as well, which are put together layer by layer",
+    )
+    offload_optimizer: bool = Field(
+        default=False,
+        description="in stage 3: keep latent weights, masks and momenta in the CPU's memory, and "
+        "update them there; raise threads with it",
     )
     channels_last: bool = Field(
         default=False,
@@ -80,6 +85,15 @@ class EngineConfig(BaseModel):
                 "should be fp32, autocast or bf16"
             )
         return value
+
+    @model_validator(mode="after")
+    def _offloads_in_stage_3(self) -> Self:
+        if self.offload_optimizer and self.zero_stage != 3:
+            raise ValueError(
+                f"offload_optimizer works in stage 3, not in {self.zero_stage}: the stages below "
+                "update where the gradients are; set zero_stage: 3, or leave it out"
+            )
+        return self
 
 
 def accumulation_steps(global_batch_size: int, world_size: int, max_micro_batch: int) -> int:

@@ -35,6 +35,8 @@ from sclcore.kernels.find import find_kernel
 from sclcore.network.connections import find_connections
 from sclcore.optim.sparse import SparseOptimizer
 
+CPU = torch.device("cpu")
+
 
 def build(
     inputs: Inputs,
@@ -46,8 +48,8 @@ def build(
 
     `initial` is what a new run starts from, whole on rank 0; None for one that continues.
     """
-    agree_on_fused_steps(device)
     recipe = inputs.recipe
+    agree_on_fused_steps(device, CPU if recipe.engine.offload_optimizer else device)
     set_arithmetic(recipe.engine, device)
     model = initial_model(recipe, inputs.manifest, initial or Initial()).to(device)
     if initial is not None:
@@ -80,7 +82,9 @@ def build(
         config=recipe.engine,
     )
     set_layout(model, recipe.engine)
-    optimizer_state = OptimizerState(engine, model, optimizer, names)
+    optimizer_state = OptimizerState(
+        engine, model, optimizer, names, timeout_s=recipe.engine.timeout_s
+    )
     if masks:
         optimizer_state.load(FirstState(optimizer_state.parameters, masks, optimizer_state.updates))
     learner = Learner(
@@ -112,8 +116,11 @@ def average_of(
     return WeightAverage(parameters, recipe.optim.ema_decay, masked)
 
 
-def agree_on_fused_steps(device: torch.device) -> None:
-    """Use fused steps on all ranks or on none, since they round differently. Collective."""
-    missing = torch.tensor([float(find_kernel(device) is None)], device=device)
+def agree_on_fused_steps(device: torch.device, trained_on: torch.device) -> None:
+    """Use fused steps on all ranks or on none, since they round differently. Collective.
+
+    `device` computes the network, `trained_on` updates it.
+    """
+    missing = torch.tensor([float(find_kernel(trained_on) is None)], device=device)
     if sum_over_ranks(missing) > 0:
         os.environ["SCL_FUSED"] = "0"

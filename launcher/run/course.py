@@ -32,16 +32,21 @@ class Course:
         self._scheduler = Scheduler(optimizer, recipe.schedule)
         self._controller = controller
 
-    def set(self, progress: Progress) -> None:
-        """Set everything for the next update. Collective where λ is steered."""
+    def set(self, progress: Progress) -> bool:
+        """Set everything for the next update. Collective where λ is steered.
+
+        Whether the choice that meets a target has been made just now, in the optimizer's tensors.
+        """
         share = self._share(progress.step)
-        lam = None
+        lam, has_chosen = None, False
         if self._controller is not None:
             steering = progress.steering
             before = Steering.of(steering) if steering else Steering()
             now = self._controller.steer(self._schedule.mask_travel(share), before)
+            has_chosen = now.is_final and not before.is_final
             progress.steering, lam = dataclasses.asdict(now), now.lam
         self._scheduler.set_progress(share, lam=lam)
+        return has_chosen
 
     def masks_are_final(self, step: int) -> bool:
         """Whether the network after update `step` has the connections it will end with."""

@@ -77,8 +77,10 @@ def build_engine(
         "gradient_clipping": clip_grad_norm or 0.0,
         "zero_optimization": {
             "stage": config.zero_stage,
-            **(zero3.settings(model) if config.zero_stage == 3 else {}),
+            **(zero3.settings(model, config) if config.zero_stage == 3 else {}),
         },
+        # DeepSpeed asks for its own Adam otherwise, where state is offloaded.
+        "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {
             "enabled": config.precision == "autocast",

@@ -57,6 +57,12 @@ def check_fast(config: EngineConfig, model: nn.Module, image: Tensor, name: str)
             f"engine.channels_last does nothing with engine.zero_stage={config.zero_stage}, which "
             "lays weights end to end: leave one of them out"
         )
+    if config.compile != "off" and config.zero_stage == 3:
+        raise UsageError(
+            f"engine.compile={config.compile} and engine.zero_stage=3 do not go together: what "
+            "puts each layer's weights together breaks the graph at every layer; take "
+            "engine.compile=off or a lower stage"
+        )
     if config.recompute:
         _recompute(model, name)
     if config.compile != "off":

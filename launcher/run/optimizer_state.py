@@ -64,11 +64,17 @@ class OptimizerState:
     """
 
     def __init__(
-        self, engine: Any, model: nn.Module, optimizer: Optimizer, names: list[list[str]]
+        self,
+        engine: Any,
+        model: nn.Module,
+        optimizer: Optimizer,
+        names: list[list[str]],
+        *,
+        timeout_s: int = 600,
     ) -> None:
         self._optimizer = optimizer
         self._params = dict(model.named_parameters())
-        self.parameters = _parameters_of(engine, model)
+        self.parameters = _parameters_of(engine, model, timeout_s)
         self._parts = [*self._find_parts(names)]
 
     def _find_parts(self, names: list[list[str]]) -> Iterator[_Part]:
@@ -143,12 +149,20 @@ class OptimizerState:
             self._load_whole(part, saved.read_whole(part.name))
         if isinstance(self._optimizer, SparseOptimizer):
             self._optimizer.write_weights()
+        self.write_model()
+
+    def write_model(self) -> None:
+        """Let the model compute with what the optimizer's tensors hold now. Collective.
+
+        An engine that trains copies of the parameters, or slices, does so after an update only.
+        """
         if self._is_sharded:
             self.parameters.update()
             return
         for part in self._parts:
-            # Where the optimizer trains float32 copies, the model follows them.
-            self._params[part.name].detach().copy_(part.tensor.detach())
+            param = self._params[part.name]
+            if part.tensor is not param:
+                param.detach().copy_(part.tensor.detach())
 
     def _load_updates(self, counts: list[int]) -> None:
         for group, updates in zip(self._optimizer.param_groups, counts, strict=True):
@@ -226,12 +240,12 @@ class OptimizerState:
             )
 
 
-def _parameters_of(engine: Any, model: nn.Module) -> Parameters:
+def _parameters_of(engine: Any, model: nn.Module, timeout_s: int) -> Parameters:
     # DeepSpeed chooses its accelerator when it is imported: not before the engine's module did.
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
     if (stage_3 := zero3.stage_3_of(engine)) is not None:
-        return zero3.Stretches(model, stage_3)
+        return zero3.Stretches(model, stage_3, timeout_s)
     wrapper = engine.optimizer
     if isinstance(wrapper, DeepSpeedZeroOptimizer):
         return Sliced(model, wrapper)

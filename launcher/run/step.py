@@ -34,7 +34,8 @@ def train_step(
 ) -> None:
     """One update from one global batch, in `accumulation` micro-batches. Collective."""
     began, data_wait = time.perf_counter(), 0.0
-    course.set(progress)
+    if course.set(progress):
+        learner.optimizer_state.write_model()
     watcher.before_step(progress.step)
     learner.before_update()
     for micro_step in range(accumulation):

@@ -47,7 +47,7 @@ def _flat_shards(zero: DeepSpeedZeroOptimizer, names: dict[int, str]) -> Shards:
     if zero.cpu_offload:
         raise RunError(
             "DeepSpeed's offload to the CPU is unsupported: SCL's state is updated where the "
-            "gradients are; take a higher ZeRO stage or more ranks instead"
+            "gradients are; stage 3 can do that (engine.offload_optimizer)"
         )
     shards = []
     for number, params in enumerate(zero.bit16_groups):

@@ -1,15 +1,16 @@
 """ZeRO stage 3: a rank holds a stretch of each parameter, and gets whole ones layer by layer.
 
 DeepSpeed cuts each flattened parameter into equal stretches, one a rank, of which the last are
-padded. A rank's stretches of all parameters of a group lie in a row in one flat float32
-tensor, a sub-group of DeepSpeed's, which is what the optimizer trains. Where a stretch lies is
-DeepSpeed's own knowledge (`grad_position`, `ds_tensor`); what is read from it is checked against
+padded. A rank's stretches of all parameters of a group lie in a row in one flat float32 tensor, a
+sub-group of DeepSpeed's, which is what the optimizer trains. Where a stretch lies is DeepSpeed's
+own knowledge (`grad_position`, `ds_tensor`); what is read from it is checked against
 the memory and the values of the parameters before anything trains on it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from launcher.checkpoints.manifest import CheckpointError
 from launcher.errors import RunError
+from launcher.recipe.engine import EngineConfig
 from launcher.run.parameters import Parameters, Shards
 from sclcore.optim.shards import Shard
 
@@ -34,8 +36,8 @@ _SMALL = 10_000
 _UNKNOWN = "its layout is not the one this version of scl knows; use a lower engine.zero_stage"
 
 
-def settings(model: nn.Module) -> dict[str, int]:
-    """What DeepSpeed shall keep whole of `model`, as keys of its `zero_optimization`."""
+def settings(model: nn.Module, config: EngineConfig) -> dict[str, Any]:
+    """What DeepSpeed shall keep whole of `model`, and where, as keys of `zero_optimization`."""
     size = sum(parameter.numel() for parameter in model.parameters())
     at_a_time = max(1, min(_AT_A_TIME, size // _SHARE))
     return {
@@ -46,6 +48,7 @@ def settings(model: nn.Module) -> dict[str, int]:
         "stage3_max_live_parameters": at_a_time,
         "stage3_max_reuse_distance": at_a_time,
         "stage3_param_persistence_threshold": size // _SMALL,
+        "offload_optimizer": {"device": "cpu" if config.offload_optimizer else "none"},
     }
 
 
@@ -123,7 +126,7 @@ def _verify(
     with GatheredParameters([param]):
         part = param.detach().flatten()[shard.start : shard.start + shard.length].clone()
     copy = flat.detach()[shard.offset : shard.offset + shard.length]
-    if param.ds_tensor.data_ptr() != address or not torch.equal(part.to(copy.dtype), copy):
+    if param.ds_tensor.data_ptr() != address or not torch.equal(part.to(copy), copy):
         raise RunError(
             f"DeepSpeed's slice of {shard.name} (elements {shard.start} to "
             f"{shard.start + shard.length}) does not hold the parameter's values: {_UNKNOWN}"
@@ -133,18 +136,28 @@ def _verify(
 class Stretches(Parameters):
     """The stretches that this rank holds of a network's parameters.
 
-    Making one is collective. Raises RunError when they turn out not to be what DeepSpeed says.
+    Making one is collective; `timeout_s` is that of what the optimizer says to the other ranks,
+    where it lives in the CPU's memory. Raises RunError when they turn out not to be what DeepSpeed
+    says.
     """
 
     are_whole = False
 
-    def __init__(self, model: nn.Module, zero: DeepSpeedZeroOptimizer_Stage3) -> None:
+    def __init__(
+        self, model: nn.Module, zero: DeepSpeedZeroOptimizer_Stage3, timeout_s: int
+    ) -> None:
         super().__init__(model)
         self._zero = zero
         self._params: dict[str, Any] = dict(model.named_parameters())
         give_back(zero)
         self.shards = _flat_shards(zero, self._names)
         self.ranks = zero.dp_process_group
+        if zero.offload_optimizer and dist.get_backend(self.ranks) != "gloo":
+            # What the optimizer says to the other ranks is in the CPU's memory like all it trains.
+            timeout = datetime.timedelta(seconds=timeout_s)
+            group = dist.new_group(backend="gloo", timeout=timeout)
+            assert isinstance(group, dist.ProcessGroup)
+            self.ranks = group
 
     def own(self) -> dict[str, Tensor]:
         return {n: p.ds_tensor.data[: self._place(p)[1]] for n, p in self._params.items()}

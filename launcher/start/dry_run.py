@@ -107,4 +107,4 @@ def _needs(inputs: Inputs) -> tuple[Size, State]:
         in_chans=manifest.image.channels,
         image_size=recipe.data.image_size,
     )
-    return size_of(model, image), state_of(recipe, model, image)
+    return size_of(model, image), state_of(inputs.method, recipe.optim, model, image)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from launcher.recipe.recipe import Recipe
+from launcher.recipe.method import OptimConfig
 from launcher.run.optimizer import build_optimizer
 from sclcore import SCL
+from sclcore.driver.method import Method
 from sclcore.network.connections import layer_budgets, weight_uses
 from sclcore.optim.settings import buffers_of
 
@@ -92,11 +93,9 @@ def saved_for_backward(model: nn.Module, image: Tensor) -> int:
     return kept(3) - kept(2)
 
 
-def state_of(recipe: Recipe, model: nn.Module, image: Tensor) -> State:
-    """In float32, as `autocast` trains."""
-    optimizer = build_optimizer(
-        recipe.method.for_run(recipe.schedule, 1000), recipe.optim, model, image
-    )
+def state_of(method: Method, optim: OptimConfig, model: nn.Module, image: Tensor) -> State:
+    """In float32, as `autocast` trains. `method` is that of a run (`for_run`)."""
+    optimizer = build_optimizer(method, optim, model, image)
     floats = 0
     for group in optimizer.param_groups:
         numel = sum(p.numel() for p in group["params"])
@@ -104,7 +103,7 @@ def state_of(recipe: Recipe, model: nn.Module, image: Tensor) -> State:
             # w, m and its momentum, besides what the rule for weights keeps.
             kept = 3 * group["connections"] + len(buffers_of(group))
         else:
-            kept = 2 if recipe.optim.name == "adamw" else 1
+            kept = 2 if optim.name == "adamw" else 1
         floats += kept * numel
     weights = 4 * sum(p.numel() for p in model.parameters())
     return State(weights, 4 * floats)

@@ -91,6 +91,10 @@ def test_every_recipe_of_the_house_is_valid(path: Path) -> None:
         ("engine.precision=half", "engine.precision: should be fp32, autocast or bf16, not 'half'"),
         ("engine.precision=fp16", "engine.precision: fp16 needs loss scaling"),
         ("engine.zero_stage=4", "engine.zero_stage: should be 0, 1, 2 or 3, not 4"),
+        (
+            "engine.offload_optimizer=true",
+            "offload_optimizer works in stage 3, not in 0: the stages",
+        ),
         ("engine.offload=cpu", "unknown key 'engine.offload'"),
         ("name=a/b", "name: should be a word of letters, digits, '.', '_' and '-', not 'a/b'"),
         (

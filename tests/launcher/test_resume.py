@@ -145,21 +145,21 @@ def test_the_same_ranks_continue_bit_for_bit(
 def test_other_ranks_and_stages_continue_to_rounding(
     smooth_run: Path, smooth: Path, tmp_path: Path, start: Start
 ) -> None:
-    """1 → 2 → 3 → 1 ranks and stages 0 → 1 → 3 → 0, each cut in mid-epoch.
+    """1 → 3 → 2 → 1 ranks and stages 0 → 3 → 0 → 2, each cut in mid-epoch.
 
     The last goes on from a converted checkpoint, of which the optimizer state is one file.
     """
     run_dir = tmp_path / "run"
-    for ranks, stage, stop in ((1, 0, 17), (2, 1, 40), (3, 3, 60)):
+    for ranks, stage, stop in ((1, 0, 17), (3, 3, 40), (2, 0, 60)):
         settings = (f"engine.zero_stage={stage}", ALWAYS_WRITING)
         segment(start, smooth, run_dir, *settings, ranks=ranks, stop=stop)
     to_whole(run_dir, tmp_path / "whole")
     resumed = f"checkpoint.resume={tmp_path / 'whole'}"
-    segment(start, smooth, run_dir, resumed, ranks=1)
+    segment(start, smooth, run_dir, resumed, "engine.zero_stage=2", ranks=1)
     assert_same_to_rounding(run_dir, smooth_run)
     assert summary(run_dir)["live"] == summary(smooth_run)["live"]
     worlds = [json.loads(x) for x in (run_dir / "environment.jsonl").read_text().splitlines()]
-    assert [world["world_size"] for world in worlds] == [1, 2, 3, 1]
+    assert [world["world_size"] for world in worlds] == [1, 3, 2, 1]
 
 
 def test_a_checkpoint_holds_what_it_must(smooth_run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from launcher.errors import RunError
 from launcher.recipe.engine import EngineConfig
 from launcher.recipe.load import load_recipe
 from launcher.run import loop
-from launcher.run.engine import build_engine, process_group
+from launcher.run.engine import apply_update, build_engine, process_group
 from launcher.run.optimizer_state import OptimizerState, parameter_names
 from launcher.train import main
 from sclcore import SCL, connection_groups
@@ -49,6 +50,8 @@ def check_maps(cases: list[str]) -> None:
 
 def check_map(case: str, config: EngineConfig) -> None:
     """Build an engine, spoil its map of slices as `case` says, and read it."""
+    what = case.partition(",")[0]
+    torch.manual_seed(0)
     model = network()
     optimizer = SCL(connection_groups(model), lr=0.1, lam=0.1)
     names = parameter_names(model, optimizer)
@@ -56,13 +59,31 @@ def check_map(case: str, config: EngineConfig) -> None:
         shard_sizes=(8,), seed=0, global_batch_size=4, world_size=1, rank=0, accumulation=1
     )
     engine = build_engine(model, optimizer, plan, clip_grad_norm=None, config=config)
-    what = case.partition(",")[0]
     (spoil if config.zero_stage == 1 else spoil_stage_3)(what, engine.optimizer, model)
     state = OptimizerState(engine, model, optimizer, names)
     if what == "gate":
         [flat] = optimizer.param_groups[0]["params"]
         optimizer.state[flat]["gate"] = torch.ones(5)
     state.pieces()
+    if what == "infinite":
+        skip_an_update(engine, optimizer, state)
+
+
+def skip_an_update(engine: Any, optimizer: SCL, state: OptimizerState) -> None:
+    """Two updates of finite gradients, and between them one of others, which changes nothing."""
+    seen = []
+    for scale in (1.0, math.inf, 1.0):
+        loss = engine(torch.ones(4, 5)).square().mean()
+        engine.backward(loss * scale)
+        norm = apply_update(engine)
+        assert math.isfinite(norm) == math.isfinite(scale)
+        weights = {name: own.clone() for name, own in state.parameters.own().items()}
+        masks = {name: m.clone() for name, m in optimizer.mask_variables().items()}
+        seen.append(weights | {f"{name}, mask": mask for name, mask in masks.items()})
+    first, skipped, last = seen
+    assert state.updates == [2, 2] and len(first) == 6
+    assert all(torch.equal(skipped[name], value) for name, value in first.items())
+    assert not any(torch.equal(last[name], value) for name, value in first.items())
 
 
 def spoil(case: str, zero: Any, model: Any) -> None:

@@ -106,6 +106,14 @@ def test_a_model_that_cannot_be_traced_is_refused() -> None:
             ["engine.channels_last=true", "engine.zero_stage=1"],
             r"engine\.channels_last does nothing with engine\.zero_stage=1",
         ),
+        (
+            ["engine.channels_last=true", "engine.zero_stage=3"],
+            r"engine\.channels_last does nothing with engine\.zero_stage=3",
+        ),
+        (
+            ["engine.compile=default", "engine.zero_stage=3"],
+            r"engine\.compile=default and engine\.zero_stage=3 do not go together",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(recipe: Path, settings: list[str], sentence: str) -> None:
