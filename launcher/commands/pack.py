@@ -39,6 +39,7 @@ def add(commands: Commands) -> None:
     _add_huggingface(sources)
     _add_torchvision(sources)
     _add_index(sources)
+    _add_pieces(sources)
 
 
 def _add_digits(sources: Commands) -> None:
@@ -173,6 +174,21 @@ def _add_index(sources: Commands) -> None:
     _add_leave_out(parser)
 
 
+def _add_pieces(sources: Commands) -> None:
+    parser = add_command(
+        sources,
+        "pieces",
+        _pieces,
+        "say where packed shards may be cut, so that machines fetch parts of them from a store",
+        "Writes pieces.npz beside the index; shards, manifest and index stay as they are. What is\n"
+        "packed or indexed today has it.\n\nexample:\n  scl pack pieces runs/data/imagenet",
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="one split, or the folder of train/ and val/"
+    )
+    _add_workers(parser)
+
+
 def _add_leave_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--leave-out",
@@ -190,6 +206,10 @@ def _add_packing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-samples", type=int, help="samples per shard (default: about 16 shards a split)"
     )
+    _add_workers(parser)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
@@ -360,6 +380,20 @@ def _index(options: argparse.Namespace) -> int:
         draw_contact_sheet(options.folder, manifest)
     _show({options.folder: manifest})
     _say(left_out.listed())
+    return 0
+
+
+def _pieces(options: argparse.Namespace) -> int:
+    from data.files import explained
+    from data.packing.pieces import add_pieces
+    from data.shards.doctor import find_splits
+    from data.shards.manifest import load_manifest
+
+    with explained(options.folder):
+        for folder in find_splits(options.folder):
+            pieces = add_pieces(folder, workers=options.workers)
+            shards = len(load_manifest(folder).shards)
+            print(f"{folder}: {shards:,} shards, {pieces:,} pieces")
     return 0
 
 
