@@ -40,7 +40,7 @@ def _layer_shares(model: nn.Module, decay: float) -> dict[str, float]:
             "timm's do: leave it out, or take one of timm's models"
         )
     # Here because it takes seconds to import, which only this key should cost.
-    from timm.optim import param_groups_layer_decay
+    from timm.optim._param_groups import param_groups_layer_decay
 
     names = {id(p): name for name, p in model.named_parameters()}
     groups = param_groups_layer_decay(model, layer_decay=decay)

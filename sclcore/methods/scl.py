@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _PLACES = 1000
 _SHARE = 0.3
 """Of the mask phase: a connection without gradient dies by then under `mask_lr: auto`."""
+_SLIGHT = 1 / 40
+"""Of the mask phase: what momentum takes to start counts where it is more."""
 _USUAL_LAM = 0.5
 """The λ that `auto` is made for where there is none: a target steers it."""
 
@@ -137,13 +139,24 @@ class SCLMethod(Method, frozen=True):
         return last >= 0 and schedule.masks_are_final(last / total_steps)
 
     def for_run(self, schedule: Schedule, total_steps: int) -> Self:
-        """With a number for `mask_lr: auto`: m_0 · (1 - momentum) / (λ · 0.3 · mask steps)."""
+        """With a number for `mask_lr: auto`: m_0 · (1 - momentum) / (λ · updates to die in)."""
         if self.mask_lr != "auto":
             return self
-        steps = max(1.0, schedule.mask_steps(total_steps))
         lam = _USUAL_LAM if self.target else self.lam or _USUAL_LAM
-        per_step = self.mask_init / (_SHARE * steps * lam)
+        steps = max(1.0, schedule.mask_steps(total_steps))
+        per_step = self.mask_init / (self._to_die_in(steps) * lam)
         return self.model_copy(update={"mask_lr": (1 - self.mask_momentum) * per_step})
+
+    def _to_die_in(self, steps: float) -> float:
+        """The updates at full speed by which a connection without gradient shall die: 0.3 of all.
+
+        Less what momentum takes to start: of n updates under a steady force,
+        n - momentum · (1 - momentum^n) / (1 - momentum) count in full.
+        """
+        updates = _SHARE * steps
+        least = max(1.0, updates)
+        start = self.mask_momentum * (1 - self.mask_momentum**least) / (1 - self.mask_momentum)
+        return least - start if start > _SLIGHT * steps else updates
 
     def foreseen(self, schedule: Schedule, total_steps: int) -> list[str]:
         """A λ of no use, or one under which a connection without gradient would outlive masks."""
@@ -160,7 +173,7 @@ class SCLMethod(Method, frozen=True):
         to_die = self.mask_init * (1 - self.mask_momentum) / (self.lam * self.mask_lr)
         if not steps or to_die <= steps:
             return []
-        enough = self.mask_lr * to_die / (_SHARE * steps)
+        enough = self.mask_lr * to_die / self._to_die_in(steps)
         return [
             f"warning: masks-too-slow: a connection without any gradient takes {to_die:,.0f} "
             f"updates to die, and masks learn in {learning:,.0f} of this run's {total_steps:,}: "

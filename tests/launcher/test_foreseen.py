@@ -10,6 +10,7 @@ import pytest
 from launcher.recipe.load import load_recipe
 from launcher.run.prepare import prepare
 from sclcore.methods.scl import SCLMethod
+from sclcore.schedule import Schedule
 
 
 def _of(recipe: Path, *settings: str, steps: int = 192) -> list[str]:
@@ -24,13 +25,35 @@ def test_masks_that_are_too_slow_are_named_with_a_rate_that_does(recipe: Path) -
     found = re.search(r"method\.mask_lr=auto would do, or ([0-9.e-]+)", warning)
     assert found and _of(recipe, f"method.mask_lr={found[1]}") == []
     assert _of(recipe, "method.mask_lr=auto") == []
-    # 0.3 of the time is enough, to two digits; and that is what auto takes.
-    assert 0.1 / (0.1 * float(found[1])) == pytest.approx(0.3 * 96, rel=0.05)
+    assert updates_to_die(float(found[1]), lam=0.1) == pytest.approx(0.3 * 96, abs=2)
     loaded = load_recipe(
         recipe, ["method.lam=0.1", "method.mask_lr=auto", "schedule.freeze_masks_at=0.5"]
     )
     auto = loaded.method.for_run(loaded.schedule, 192)
-    assert isinstance(auto, SCLMethod) and auto.mask_lr == pytest.approx(0.1 / (0.1 * 0.3 * 96))
+    assert isinstance(auto, SCLMethod) and isinstance(auto.mask_lr, float)
+    assert auto.mask_lr == pytest.approx(float(found[1]), rel=0.05), "to two digits"
+
+
+def updates_to_die(mask_lr: float, *, lam: float, momentum: float = 0.9) -> int:
+    """Of a connection without gradient, update by update."""
+    mask, velocity, updates = 1.0, 0.0, 0
+    while mask > 0:
+        velocity = momentum * velocity + lam
+        mask, updates = mask - mask_lr * velocity, updates + 1
+    return updates
+
+
+@pytest.mark.parametrize("learning", [3, 20, 33, 110, 350, 440, 880, 100_000])
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.98])
+def test_a_connection_without_gradient_dies_within_a_share_of_any_run(
+    momentum: float, learning: int
+) -> None:
+    method = SCLMethod(lam=0.2, mask_momentum=momentum)
+    rate = method.for_run(Schedule(freeze_masks_at=0.5), 2 * learning).mask_lr
+    assert isinstance(rate, float)
+    died = updates_to_die(rate, lam=0.2, momentum=momentum)
+    # What momentum takes to start is left out where it is a fortieth of the time at most.
+    assert 0.3 * learning <= died + 1e-9 <= (0.3 + 1 / 40) * learning + 1
 
 
 def test_a_lambda_beside_a_target_is_said_to_be_idle(recipe: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from launcher import terminal
 from launcher.terminal import Waiting, moments
 from tests.launcher.conftest import Start, finish, scl
 from tests.ports import free_port
@@ -38,14 +37,13 @@ def test_a_rank_that_is_missing_is_named_while_it_is_waited_for(
 
 
 def test_nothing_is_said_of_what_is_done_soon(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with Waiting("blinking"):
         pass
     assert capsys.readouterr().err == ""
-    # The same, as if 5 seconds were a blink.
-    monkeypatch.setattr(terminal, "moments", lambda: iter([0.0, 1e6, 1e7]))
-    with Waiting("blinking", ", at most a day") as waiting:
+    # Where the first words come at once.
+    with Waiting("blinking", ", at most a day", first=0.0) as waiting:
         waiting._closed.wait(0.5)
     assert capsys.readouterr().err == "blinking: 0 s so far, at most a day\n"
 
