@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import socket
+import threading
 import time
 from datetime import timedelta
 
@@ -19,45 +21,104 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from launcher.cluster.world import World
-from launcher.errors import RunError, UsageError
+from launcher.cluster import interface
+from launcher.cluster.process import ends_after
+from launcher.cluster.world import World, attempt
+from launcher.errors import RunError, UsageError, UserError
 from launcher.terminal import Pace, Waiting, say
 
 _POLL_S = 0.02
 _SHOWN = 8
+_REFUSED = "refused"
+# Ranks start at different times: reading what they import may take one much longer.
+REFUSES_WITHIN_S = 30.0
+_ANSWERS_WITHIN_S = 5.0
 
 
 def join(world: World, backend: str, device: torch.device, timeout: timedelta) -> None:
     """Make torch's process group of all ranks, this one's on `device`. Collective.
 
-    Raises RunError when rank 0, or another, is not there in time.
+    Raises RunError when rank 0, or another, is not there in time, UsageError when one was refused.
     """
+    deadline = time.monotonic() + timeout.total_seconds()
     try:
         with _waiting_for_rank_0(world, timeout):
-            store = PrefixStore("ranks", open_store(world, timeout))
-    except dist.DistNetworkError as error:
+            if not world.is_main:
+                wait_listening(world, deadline)
+            left = max(_ANSWERS_WITHIN_S, deadline - time.monotonic())
+            with ends_after(left, _not_rank_0(world)):
+                store = PrefixStore(f"ranks/{attempt()}", open_store(world, timeout))
+    except (OSError, dist.DistNetworkError) as error:
         raise RunError(
-            f"nobody answers at {world.master_addr}, port {world.master_port}: rank 0 has ended or "
-            "did not start, and its output says why, or MASTER_ADDR and MASTER_PORT do not lead "
-            "to it from here"
+            f"nobody answers at {world.master_addr}, port {world.master_port} "
+            f"({_reason(error)}): rank 0 has ended or did not start, and its output says why, or "
+            "MASTER_ADDR and MASTER_PORT do not lead to it from here"
         ) from error
-    _wait_for_all(world, store, timeout)
     try:
-        dist.init_process_group(
-            backend,
-            store=store,
-            rank=world.rank,
-            world_size=world.world_size,
-            timeout=timeout,
-            # NCCL connects at once then, not in the first collective.
-            device_id=device if device.type == "cuda" and world.world_size > 1 else None,
-        )
+        _wait_for_all(world, store, timeout)
+        interface.choose(world, store, timeout)
+        with ends_after(timeout.total_seconds(), _no_connection(world, "no answer")):
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=world.rank,
+                world_size=world.world_size,
+                timeout=timeout,
+                # NCCL connects at once then, not in the first collective.
+                device_id=device if device.type == "cuda" and world.world_size > 1 else None,
+            )
     except dist.DistStoreError as error:
         raise RunError(
             f"not all {world.world_size} ranks came to {world.master_addr}, port "
             f"{world.master_port}, within {timeout.total_seconds():.0f} s: one has ended or did "
             "not start, and its output says why"
         ) from error
+    except dist.DistNetworkError as error:
+        raise RunError(
+            f"rank 0, which keeps the rendezvous at {world.master_addr}, port "
+            f"{world.master_port}, has ended, and its output says why"
+        ) from error
+    except RuntimeError as error:
+        if "connectFullMesh" not in str(error):
+            raise
+        raise RunError(_no_connection(world, _reason(error))) from error
+
+
+def refuse(world: World, error: UserError) -> threading.Thread:
+    """Let rank 0, which waits for this rank or will soon, know why it does not come.
+
+    Without it, rank 0 would wait for `engine.timeout_s`, and say nothing of the cause. Returns the
+    thread that tries to, for half a minute: rank 0 may have been refused as well, or the port be
+    another program's.
+    """
+    sentence = f"rank {world.rank} on {socket.gethostname()}: {error}"
+
+    def tell() -> None:
+        with contextlib.suppress(OSError, RuntimeError):
+            wait_listening(world, time.monotonic() + REFUSES_WITHIN_S)
+            limit = timedelta(seconds=_ANSWERS_WITHIN_S)
+            store = PrefixStore(f"ranks/{attempt()}", open_store(world, limit))
+            store.set(_REFUSED, json.dumps([error.exit_code, sentence]))
+
+    thread = threading.Thread(target=tell, name="refusal", daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_listening(world: World, deadline: float) -> None:
+    """Wait until somebody listens at the rendezvous. Raises OSError with what is in the way.
+
+    The store's own attempts outlast its time-out twice, and hide why.
+    """
+    while True:
+        try:
+            left = max(_POLL_S, deadline - time.monotonic())
+            socket.create_connection((world.master_addr, world.master_port), timeout=left).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(5 * _POLL_S)
 
 
 def _waiting_for_rank_0(world: World, timeout: timedelta) -> contextlib.AbstractContextManager:
@@ -73,7 +134,7 @@ def _waiting_for_rank_0(world: World, timeout: timedelta) -> contextlib.Abstract
 def _wait_for_all(world: World, store: PrefixStore, timeout: timedelta) -> None:
     """Let rank 0 wait for the others, and say now and then for whom. Collective.
 
-    Raises RunError when some are not there in time.
+    Raises RunError when some are not there in time, UsageError when one was refused.
     """
     store.set(f"here/{world.rank}", "")
     if not world.is_main:
@@ -82,6 +143,9 @@ def _wait_for_all(world: World, store: PrefixStore, timeout: timedelta) -> None:
     pace, limit = Pace(), timeout.total_seconds()
     where = f"{world.master_addr}, port {world.master_port}"
     while missing:
+        if store.check([_REFUSED]):
+            code, sentence = json.loads(store.get(_REFUSED))
+            raise (UsageError if code == UsageError.exit_code else RunError)(sentence)
         if store.check([f"here/{missing[0]}"]):
             del missing[0]
             continue
@@ -101,6 +165,26 @@ def _wait_for_all(world: World, store: PrefixStore, timeout: timedelta) -> None:
                 f"waiting for {_ranks(missing)} of {world.world_size} at {where}: "
                 f"{pace.seconds:.0f} s so far, at most {limit:.0f} s (engine.timeout_s)"
             )
+
+
+def _not_rank_0(world: World) -> str:
+    return (
+        f"what listens at {world.master_addr}, port {world.master_port} does not answer rank "
+        f"{world.rank} as rank 0 does: another program has the port, so choose another with "
+        "MASTER_PORT"
+    )
+
+
+def _no_connection(world: World, reason: str) -> str:
+    return (
+        f"rank {world.rank} on {socket.gethostname()} cannot connect to the other ranks over "
+        f"{interface.used()} ({reason}): name the interface that reaches them with "
+        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, or let the firewall between them be open"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _ranks(ranks: list[int]) -> str:
