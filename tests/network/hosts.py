@@ -120,6 +120,15 @@ class Host:
                 lines.append(" ".join(process.cmdline()))
         return [line for line in lines if word in line]
 
+    def ranks(self) -> list[str]:
+        """The names of the ranks in this host."""
+        names = []
+        for process in self._inside():
+            with contextlib.suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    names.append(process.name())
+        return [name for name in names if name.startswith("scl-rank-")]
+
     def kill_all_processes(self) -> None:
         """Leave nothing but its first process."""
         for process in self._inside():

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -101,10 +101,30 @@ class Run:
         logs = (self._folder / f"output-{n}.txt" for n in range(len(self._processes)))
         return [log.read_text(errors="replace") for log in logs]
 
-    def finish(self, within_s: float) -> Ended:
-        """Wait for the end on all hosts. Raises TimeoutError with what was said until then."""
+    def finish(self, within_s: float, *, ranks_within_s: float | None = None) -> Ended:
+        """Wait for the end on all hosts: of the ranks, if that is asked, and then of everything.
+
+        Raises TimeoutError with what was said until then.
+        """
         began = time.monotonic()
-        while self.is_running or any(host.processes("launcher") for host in self._hosts):
+        if ranks_within_s is not None:
+            self._wait(ranks_within_s, lambda: any(host.ranks() for host in self._hosts))
+        ranks_s = time.monotonic() - began
+        self._wait(within_s, self._is_there)
+        codes = [process.wait() for process in self._processes]
+        # For the table of docs/reliability.md (`pytest -s`).
+        seconds = f"the ranks after {ranks_s:.1f} s, " if ranks_within_s is not None else ""
+        print(
+            f"{self._launcher}: {seconds}all after {time.monotonic() - began:.1f} s, with {codes}"
+        )
+        return Ended(codes, self.outputs)
+
+    def _is_there(self) -> bool:
+        return self.is_running or any(host.processes("launcher") for host in self._hosts)
+
+    def _wait(self, within_s: float, is_there: Callable[[], bool]) -> None:
+        began = time.monotonic()
+        while is_there():
             if time.monotonic() > began + within_s:
                 left = {host.name: host.processes("launcher") for host in self._hosts}
                 said = "\n---\n".join(text[-4000:] for text in self.outputs)
@@ -112,8 +132,3 @@ class Run:
                     host.kill_all_processes()
                 raise TimeoutError(f"still running after {within_s:.0f} s: {left}\n{said}")
             time.sleep(0.05)
-        codes = [process.wait() for process in self._processes]
-        seconds = time.monotonic() - began
-        # For the table of docs/reliability.md (`pytest -s`).
-        print(f"{self._launcher}: all ended after {seconds:.1f} s with {codes}")
-        return Ended(codes, self.outputs)

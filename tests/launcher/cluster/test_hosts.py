@@ -30,6 +30,8 @@ SETTINGS = (
 )
 # The time-out, and time to clear away; as in the campaign (tests/faults/course.py).
 ENDS_WITHIN_S = TIMEOUT_S + 15
+# Then launchers that look once a second, and an ssh that gives the other host up after 20 s.
+LAUNCHER_ENDS_WITHIN_S = 60
 # A start takes ten seconds alone on two cores, and several times that beside other tests.
 PATIENCE_S = 240
 
@@ -97,7 +99,7 @@ def test_a_line_that_is_cut_for_good_ends_the_run_on_both_hosts(
     run = begin(hosts, recipe, run_dir, **how)
     wait_for_a_checkpoint(run, run_dir)
     hosts.disturb("n1", cut=True)
-    ended = run.finish(ENDS_WITHIN_S)
+    ended = run.finish(LAUNCHER_ENDS_WITHIN_S, ranks_within_s=ENDS_WITHIN_S)
     assert 0 not in ended.codes, ended.outputs
     said = errors(*ended.outputs)
     assert any("nothing went on for 12 s: rank 1 did not answer" in line for line in said), said
