@@ -178,8 +178,8 @@ def _not_rank_0(world: World) -> str:
 def _no_connection(world: World, reason: str) -> str:
     return (
         f"rank {world.rank} on {socket.gethostname()} cannot connect to the other ranks over "
-        f"{interface.used()} ({reason}): name the interface that reaches them with "
-        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, or let the firewall between them be open"
+        f"{interface.used()} ({reason}): one has just ended, a firewall is between, or another "
+        "interface reaches them: name it with GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
     )
 
 

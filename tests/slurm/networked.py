@@ -15,8 +15,8 @@ class NetworkedSlurm(Slurm):
     """A running cluster in `hosts`, of which the lines can be disturbed."""
 
     controller = CONTROLLER
-    # Longer than a rank needs to notice.
-    node_timeout_s = 40
+    # Slurm's own default: ranks notice sooner.
+    node_timeout_s = 300
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
