@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -30,8 +31,9 @@ from launcher.terminal import Pace, Waiting, say
 _POLL_S = 0.02
 _SHOWN = 8
 _REFUSED = "refused"
-# Ranks start at different times: reading what they import may take one much longer.
-REFUSES_WITHIN_S = 30.0
+# How much later than a rank that is refused rank 0 may start, and how long until it is ready.
+_STARTS_WITHIN_S = 30.0
+REFUSES_WITHIN_S = 120.0
 _ANSWERS_WITHIN_S = 5.0
 
 
@@ -84,19 +86,28 @@ def join(world: World, backend: str, device: torch.device, timeout: timedelta) -
         raise RunError(_no_connection(world, _reason(error))) from error
 
 
+def begin(world: World) -> World:
+    """`world`, where rank 0 listens from now on: whoever comes before it is ready waits for that.
+
+    Raises UsageError when it cannot listen there.
+    """
+    if world.listening is not None or world.world_size == 1 or not _keeps_the_store(world):
+        return world
+    return replace(world, listening=listen(world.master_addr, world.master_port))
+
+
 def refuse(world: World, error: UserError) -> threading.Thread:
     """Let rank 0, which waits for this rank or will soon, know why it does not come.
 
     Without it, rank 0 would wait for `engine.timeout_s`, and say nothing of the cause. Returns the
-    thread that tries to, for half a minute: rank 0 may have been refused as well, or the port be
-    another program's.
+    thread that tries to, which ends at once where rank 0 does.
     """
     sentence = f"rank {world.rank} on {socket.gethostname()}: {error}"
 
     def tell() -> None:
         with contextlib.suppress(OSError, RuntimeError):
-            wait_listening(world, time.monotonic() + REFUSES_WITHIN_S)
-            limit = timedelta(seconds=_ANSWERS_WITHIN_S)
+            wait_listening(world, time.monotonic() + _STARTS_WITHIN_S)
+            limit = timedelta(seconds=REFUSES_WITHIN_S)
             store = PrefixStore(f"ranks/{attempt()}", open_store(world, limit))
             store.set(_REFUSED, json.dumps([error.exit_code, sentence]))
 
@@ -171,7 +182,7 @@ def _not_rank_0(world: World) -> str:
     return (
         f"what listens at {world.master_addr}, port {world.master_port} does not answer rank "
         f"{world.rank} as rank 0 does: another program has the port, so choose another with "
-        "MASTER_PORT"
+        "MASTER_PORT, or rank 0 is not ready yet, as its output says"
     )
 
 
@@ -200,8 +211,7 @@ def open_store(world: World, timeout: timedelta) -> TCPStore:
     `timeout`.
     """
     address = (world.master_addr, world.master_port)
-    keeps = world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    if not keeps:
+    if not _keeps_the_store(world):
         return TCPStore(*address, is_master=False, timeout=timeout, wait_for_workers=False)
     listening = world.listening or listen(*address)
     return TCPStore(
@@ -213,6 +223,10 @@ def open_store(world: World, timeout: timedelta) -> TCPStore:
     )
 
 
+def _keeps_the_store(world: World) -> bool:
+    return world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens at `host`, at any free port where `port` is 0. Raises UsageError."""
     try:
@@ -222,7 +236,7 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     try:
         return socket.create_server(
-            (host, port), family=family, backlog=2048, dualstack_ipv6=not host and version == 6
+            (host, port), family=family, backlog=8192, dualstack_ipv6=not host and version == 6
         )
     except OSError as error:
         raise UsageError(

@@ -43,6 +43,7 @@ def run_rank(world: World, prepare: Callable[[], Prepared]) -> int:
         world.export()
         name_rank(world.rank)
         with logging_redirect_tqdm():
+            world = rendezvous.begin(world)
             with _waiting("checking the data and the model", world):
                 prepared = prepare()
             is_prepared = True

@@ -107,7 +107,9 @@ def test_nothing_of_them_is_left(tmp_path: Path) -> None:
         first = [int(word) for word in maker.stdout.readline().split()]
         assert len(first) == 2
         inside = [psutil.Process(pid) for pid in first]
-        inside += [p for p in psutil.process_iter() if p.cmdline() == ["sleep", "4321"]]
+        for process in psutil.process_iter(["cmdline"]):
+            if process.info["cmdline"] == ["sleep", "4321"]:
+                inside.append(process)
         maker.stdin.write(end)
         maker.stdin.flush()
         assert maker.wait(60) != 0
