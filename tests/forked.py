@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+_SET_PARENT_DEATH_SIGNAL = 1
+
 
 def serve(asked: socket.socket, number: struct.Struct, largest: int) -> None:
     """Fork a process for each request, and report its pid and its end, until nobody asks."""
@@ -51,10 +53,14 @@ def serve(asked: socket.socket, number: struct.Struct, largest: int) -> None:
                     own.close()
                 for own in (woken, wake):
                     os.close(own)
-                _prepare(json.loads(message), files[:3])
+                request = json.loads(message)
                 with socket.socket(fileno=files[3]) as report:
-                    report.send(number.pack(os.getpid()))
-                _become(json.loads(message)["arguments"])
+                    pid = os.getpid()
+                    if request["enter"]:
+                        _enter(request["enter"])
+                    _prepare(request, files[:3])
+                    report.send(number.pack(pid))
+                _become(request["arguments"])
             reports[pid] = socket.socket(fileno=files[3])
             for file in files[:3]:
                 os.close(file)
@@ -70,6 +76,23 @@ def _reap(reports: dict[int, socket.socket], number: struct.Struct) -> None:
                 report.send(number.pack(status))
             except BrokenPipeError:
                 continue
+
+
+def _enter(pid: int) -> None:
+    """Go on in the namespaces of another process; this one waits there, and ends as that does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for kind in ("net", "uts", "pid", "mnt"):
+        with Path(f"/proc/{pid}/ns/{kind}").open("rb") as namespace:
+            if libc.setns(namespace.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"cannot enter the {kind} namespace of {pid}")
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Only what is forked from here on is in the namespace of process numbers.
+    if child := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        # As a shell says that a signal did it.
+        os._exit(code if code >= 0 else 128 - code)
+    libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _prepare(request: dict[str, Any], files: list[int]) -> None:

@@ -46,6 +46,10 @@ class Popen(subprocess.Popen[Any]):
 
     _status: socket.socket
 
+    def __init__(self, command: Sequence[str | Path], *, enter: int = 0, **options: Any) -> None:
+        self._enter = enter
+        super().__init__(command, **options)
+
     def _execute_child(self, args: Any, *rest: Any) -> None:
         # executable, preexec_fn, close_fds, pass_fds, then these two; all else is as by default.
         cwd, environment = rest[4:6]
@@ -60,6 +64,7 @@ class Popen(subprocess.Popen[Any]):
             "folder": os.fspath(cwd or Path.cwd()),
             "environment": dict(os.environ if environment is None else environment),
             "new_session": bool(new_session),
+            "enter": self._enter,
         }
         with theirs:
             _server().ask(request, [*here, theirs.fileno()])
@@ -90,7 +95,8 @@ class Popen(subprocess.Popen[Any]):
 def popen(command: Sequence[str | Path], **options: Any) -> Popen:
     """Start `command`, which begins with `sys.executable`; options as of `subprocess.Popen`.
 
-    stdin, stdout, stderr, text, cwd, env and start_new_session are heeded.
+    stdin, stdout, stderr, text, cwd, env and start_new_session are heeded; with `enter` it runs in
+    the namespaces of the process of that number, and can only be killed.
     """
     return Popen(command, **options)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from launcher.cluster.world import World
+from launcher.cluster.world import World, attempt
 
 _POLL_S = 0.2
 
@@ -87,7 +87,7 @@ class Exchange:
         address = (world.master_addr, world.master_port)
         store = TCPStore(*address, is_master=False, wait_for_workers=False)
         store.set_timeout(timedelta(seconds=30))
-        self._store = PrefixStore("watchdog", store)
+        self._store = PrefixStore(f"watchdog/{attempt()}", store)
 
     def run(self) -> None:
         """Publish the position each tick, and look whether some rank has given up."""

@@ -8,8 +8,9 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import util
 from typing import NoReturn
 
@@ -74,6 +75,23 @@ def end_process(code: int) -> NoReturn:
         atexit._run_exitfuncs()
     _flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def ends_after(seconds: float, sentence: str) -> Iterator[None]:
+    """Whatever hangs inside, a network or a driver, the process says so and ends with code 1."""
+
+    def end() -> None:
+        say(f"error: {sentence}")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def name_rank(rank: int) -> None:

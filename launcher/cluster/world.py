@@ -82,6 +82,11 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
     return World(0, 0, 1, address, port, source="single process")
 
 
+def attempt() -> str:
+    """Which start of its ranks this is to torchrun, whose store outlives them."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def free_port() -> int:
     """A TCP port that is free on the loopback address now."""
     with socket.socket() as probe:

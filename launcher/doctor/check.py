@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,8 +21,10 @@ from rich.markup import escape
 from rich.table import Table
 from torch._C._distributed_c10d import PrefixStore
 
+from launcher.cluster import interface
 from launcher.cluster.accelerator import accelerator
-from launcher.cluster.rendezvous import open_store
+from launcher.cluster.process import ends_after
+from launcher.cluster.rendezvous import open_store, wait_listening
 from launcher.cluster.world import World
 from launcher.doctor.node_facts import Facts, Reply, find_facts, place_token, reply_to, to_json
 from launcher.doctor.problems import problems, remarks
@@ -57,7 +56,12 @@ def check_cluster(recipe: Recipe, world: World, timeout_s: float) -> int:
     Returns 0 when a run could start, else 1.
     """
     deadline = time.monotonic() + timeout_s
-    with _ends_after(timeout_s + _GRACE_S, f"rank {world.rank}: the check of this node"):
+    limit = timeout_s + _GRACE_S
+    too_long = (
+        f"rank {world.rank}: the check of this node took longer than {limit:.0f} s, so something "
+        "on it hangs"
+    )
+    with ends_after(limit, too_long):
         facts = find_facts(world, recipe)
         try:
             store = _join(world, deadline)
@@ -78,20 +82,8 @@ def _left(deadline: float) -> timedelta:
 def _join(world: World, deadline: float) -> PrefixStore:
     """Raises UsageError, RuntimeError or OSError when there is no rendezvous in time."""
     if not world.is_main:
-        _wait_listening((world.master_addr, world.master_port), deadline)
+        wait_listening(world, deadline)
     return PrefixStore("doctor", open_store(world, _left(deadline)))
-
-
-def _wait_listening(address: tuple[str, int], deadline: float) -> None:
-    """Wait until rank 0 listens; the store's own attempts outlast its time-out and hide why."""
-    while True:
-        try:
-            socket.create_connection(address, timeout=_left(deadline).total_seconds()).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_POLL_S)
 
 
 def _lead(recipe: Recipe, world: World, store: PrefixStore, deadline: float) -> int:
@@ -143,6 +135,7 @@ def _take_part(
         device, backend = torch.device("cuda", world.local_rank % torch.cuda.device_count()), "nccl"
         torch.cuda.set_device(device)
     try:
+        interface.choose(world, store, _left(deadline))
         dist.init_process_group(
             backend,
             store=PrefixStore(backend, store),
@@ -155,8 +148,8 @@ def _take_part(
         dist.destroy_process_group()
     except RuntimeError as error:
         say(
-            f"error: rank {world.rank} cannot talk to the others by {backend} "
-            f"({_first_line(error)}): name the interface that reaches them "
+            f"error: rank {world.rank} cannot talk to the others by {backend} over "
+            f"{interface.used()} ({_first_line(error)}): name the interface that reaches them "
             "(GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
         )
         return None
@@ -207,23 +200,6 @@ def _token(folder: Path) -> Iterator[tuple[Path | None, list[str]]]:
             # Only where it was made for the token.
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-
-@contextlib.contextmanager
-def _ends_after(seconds: float, what: str) -> Iterator[None]:
-    """Whatever hangs inside, a file system or a driver, the process ends with code 1."""
-
-    def end() -> None:
-        say(f"error: {what} took longer than {seconds:.0f} s, so something on its node hangs")
-        os._exit(1)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def show(findings: Findings, wrong: list[str], world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.errors import DataError
+from launcher.cluster import rendezvous
 from launcher.cluster.process import name_rank
 from launcher.cluster.ranks import from_main, places_by_host
 from launcher.cluster.world import World
@@ -36,25 +38,31 @@ def run_rank(world: World, prepare: Callable[[], Prepared]) -> int:
 
     Exit codes: 0 done, 2 usage, 1 failed, 128 + n stopped by signal n.
     """
+    is_prepared = False
     try:
         world.export()
         name_rank(world.rank)
         with logging_redirect_tqdm():
+            world = rendezvous.begin(world)
             with _waiting("checking the data and the model", world):
                 prepared = prepare()
+            is_prepared = True
             return _train(prepared, world)
     except UserError as error:
         if world.is_main:
             say(f"error: {error}")
         else:
             # Usually all ranks fail alike, rank 0 says why, and whoever started this one ends it
-            # in its sleep. If it wakes, it fails alone, such as on a node without the data.
+            # in its sleep. Where it fails alone, such as on a node without the data, rank 0 waits.
+            refusal = None if is_prepared else rendezvous.refuse(world, error)
             time.sleep(_OTHERS_END_WITHIN_S)
             say(f"error: rank {world.rank}: {error}")
+            if refusal is not None:
+                refusal.join(rendezvous.REFUSES_WITHIN_S)
         return error.exit_code
     except Exception as error:
         if is_lost_connection(error):
-            say(f"rank {world.rank} ends because another rank did: {str(error).splitlines()[0]}")
+            say(_lost_connection(world, str(error).splitlines()[0]))
             # Launchers report the rank they see end first, which must be the one that broke. It is
             # gone already, but a launcher that looks once a second could see this one before it.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -69,6 +77,15 @@ def is_lost_connection(error: Exception) -> bool:
     if isinstance(error, dist.DistBackendError):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error)
+
+
+def _lost_connection(world: World, reason: str) -> str:
+    if "imed out" not in reason:
+        return f"rank {world.rank} ends because another rank did: {reason}"
+    return (
+        f"error: rank {world.rank} on {socket.gethostname()} waited for another longer than "
+        f"engine.timeout_s, so that one or the network between is stopped or gone: {reason}"
+    )
 
 
 def _waiting(doing: str, world: World) -> contextlib.AbstractContextManager:

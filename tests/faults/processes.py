@@ -13,7 +13,10 @@ class KillRank(RunningFault):
     kind = "kill -9, one rank"
     what = "SIGKILL to a random rank"
     # By hand nobody sees the signal: the other rank says that it lost a peer.
-    cause = r"killed by SIGKILL|ends because another rank did|has ended or did not start"
+    cause = (
+        r"killed by SIGKILL|ends because another rank did|has ended or did not start|"
+        r"rank 0, which keeps the rendezvous at .* has ended|one has just ended"
+    )
 
     def strike(self, scene: Scene, ranks: Ranks) -> str:
         found = ranks.ranks()

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_ME
 
 _CONF = """
 ClusterName=scltest
-SlurmctldHost=localhost
+SlurmctldHost={controller}
 SlurmUser=root
 SlurmdUser=root
 SlurmctldPort={ctld_port}
@@ -59,11 +59,14 @@ ReturnToService=2
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0,bf_interval=1
 KillWait=30
-SlurmdTimeout=60
+SlurmdTimeout={node_timeout_s}
 InactiveLimit=0
 MailProg=/bin/true
 FirstJobId={first_job}
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP
 """
 
 T = TypeVar("T")
@@ -99,11 +102,15 @@ class Slurm:
     resource at all.
     """
 
+    controller = "localhost"
+    node_timeout_s = 60
+    """After so long without an answer a node is down, and its jobs have failed."""
+
     def __init__(self, cpus: int = 4, gpus: int = 0) -> None:
         # Not below pytest's own folder: munged refuses parents that others may not enter, and the
         # path of a socket must be short.
-        self._folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-        self._conf = self._folder / "slurm.conf"
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self._conf = self.folder / "slurm.conf"
         self._cpus, self._gpus = cpus, gpus
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
@@ -126,7 +133,7 @@ class Slurm:
         try:
             wait_for(lambda: not self._kill_ours(), 30, "the end of everything below Slurm")
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def submit(
         self, script: Path, *options: str, cwd: Path, variables: Mapping[str, str] | None = None
@@ -142,9 +149,10 @@ class Slurm:
         if not self._conf.exists():
             # Slurm's own commands try for a minute.
             raise SlurmError("this cluster is not up")
+        folder = cwd or self.folder
         result = subprocess.run(
-            command,
-            cwd=cwd or self._folder,
+            self.at_controller(command, folder),
+            cwd=folder,
             env=self._environment() | dict(variables or {}),
             capture_output=True,
             text=True,
@@ -153,6 +161,20 @@ class Slurm:
         if result.returncode:
             raise SlurmError(f"{' '.join(command)}: {result.stderr.strip()}")
         return result.stdout
+
+    def address(self, node: str) -> str:
+        """Where a node's slurmd listens."""
+        return "127.0.0.1"
+
+    def at_controller(self, command: Sequence[str], folder: Path) -> Sequence[str]:
+        """What runs a command in `folder`, where the controller is."""
+        return command
+
+    def at_node(self, node: str, command: Sequence[str]) -> Sequence[str]:
+        """What runs a command on a node, as long as the cluster lives."""
+        begin = 'mount --bind "$1" /etc/hosts; hostname "$2"; shift 2; exec "$@"'
+        shell = ("sh", "-e", "-c", begin, "sh", str(self.folder / "hosts"), node)
+        return ("unshare", *_NAMESPACES, *shell, *command)
 
     def mount(self, node: str, *what: str) -> None:
         """`mount` with these arguments, for one node alone, until the cluster ends."""
@@ -218,7 +240,7 @@ class Slurm:
         return ours | {"SLURM_CONF": str(self._conf)}
 
     def _write_files(self) -> None:
-        folder = self._folder
+        folder = self.folder
         folder.chmod(0o755)
         (folder / "state").mkdir()
         (folder / "plugstack.conf").touch()
@@ -229,6 +251,8 @@ class Slurm:
         conf = _CONF.format(
             folder=folder,
             ctld_port=ctld_port,
+            controller=self.controller,
+            node_timeout_s=self.node_timeout_s,
             # The port of a rendezvous follows from the job's number: keep two test runs apart.
             first_job=random.randrange(1, 9000),
         )
@@ -239,46 +263,43 @@ class Slurm:
             self._write_gpus()
         for node, port in zip(NODES, ports, strict=True):
             (folder / f"spool-{node}").mkdir()
-            conf += f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} "
+            conf += f"NodeName={node} NodeHostname={node} NodeAddr={self.address(node)} "
+            conf += f"Port={port} "
             conf += f"{resources}\n"
         self._conf.write_text(conf)
 
     def _write_gpus(self) -> None:
         # Any file is a GPU's device, as long as nothing is to be constrained by it.
-        devices = self._folder / "gpu"
+        devices = self.folder / "gpu"
         for number in range(self._gpus):
             Path(f"{devices}{number}").touch()
         names = f"Name=gpu File={devices}[0-{self._gpus - 1}]\n"
-        (self._folder / "gres.conf").write_text(names)
+        (self.folder / "gres.conf").write_text(names)
 
     def _start(self) -> None:
-        munge = self._folder / "munge"
-        self._spawn(
-            "munged",
-            "--foreground",
-            f"--key-file={munge}.key",
-            f"--socket={munge}.socket",
-            f"--pid-file={munge}.pid",
-            f"--seed-file={munge}.seed",
+        munge = self.folder / "munge"
+        munged = (
+            *(_which("munged"), "--foreground", f"--key-file={munge}.key"),
+            *(f"--socket={munge}.socket", f"--pid-file={munge}.pid", f"--seed-file={munge}.seed"),
         )
+        self._spawn("munged", munged)
         self._wait_started(lambda: Path(f"{munge}.socket").exists(), "munged")
-        self._spawn("slurmctld", "-D", "-f", str(self._conf))
+        slurmctld = (_which("slurmctld"), "-D", "-f", str(self._conf))
+        self._spawn("slurmctld", self.at_controller(slurmctld, self.folder))
         for node in NODES:
             self._spawn_node(node)
         self._wait_started(self._nodes_are_idle, "the nodes to register")
 
     def _spawn_node(self, node: str) -> None:
-        commands = 'mount --bind "$1" /etc/hosts; hostname "$2"; exec "$3" -D -f "$4" -N "$2"'
-        values = (str(self._folder / "hosts"), node, _which("slurmd"), str(self._conf))
-        shell = ("sh", "-e", "-c", commands, "sh", *values)
-        self._nodes[node] = self._spawn("unshare", *_NAMESPACES, *shell)
+        slurmd = (_which("slurmd"), "-D", "-f", str(self._conf), "-N", node)
+        self._nodes[node] = self._spawn("slurmd", self.at_node(node, slurmd))
 
-    def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        log = self._folder / f"{len(self._daemons)}-{program}.log"
+    def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        log = self.folder / f"{len(self._daemons)}-{name}.log"
         with log.open("wb") as output:
             daemon = subprocess.Popen(
                 # Where this process is killed and cannot clean up, they go with it.
-                ["setpriv", "--pdeathsig", "KILL", _which(program), *arguments],
+                ["setpriv", "--pdeathsig", "KILL", *command],
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -310,7 +331,7 @@ class Slurm:
     def _last_logs(self) -> str:
         return "\n".join(
             "\n".join([f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-15:]])
-            for path in sorted(self._folder.glob("*.log"))
+            for path in sorted(self.folder.glob("*.log"))
         )
 
 

@@ -28,7 +28,7 @@ TWO_NODES = (
     *("--gpus-per-node=0", "--time=10"),
 )
 # Start-up takes ten seconds alone on two cores, and several times that beside other tests.
-PATIENCE_S = 120
+PATIENCE_S = 240
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,12 @@ class Submit:
         script: Path = SCRIPT,
         checkout: Path = ROOT,
         variables: Mapping[str, str] | None = None,
+        more: str = "",
     ) -> Submitted:
-        """Submit from the folder `checkout`; `variables` win over those that make it the digits."""
+        """Submit from the folder `checkout`; `variables` win over those that make it the digits.
+
+        `more` are further arguments of the ranks.
+        """
         folder = self._folder
         environment = {
             **ON_CPU,
@@ -115,7 +119,7 @@ class Submit:
             "SCL_DATA": str(self._digits),
             "SCL_RUNS": str(folder),
             "SCL_VENV": sys.prefix,
-            "SCL_ARGS": " ".join(f"--set {setting}" for setting in SETTINGS),
+            "SCL_ARGS": " ".join([*(f"--set {setting}" for setting in SETTINGS), more]),
             **(variables or {}),
         }
         options = (*TWO_NODES, f"--output={folder}/%j.log", *options)

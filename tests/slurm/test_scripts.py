@@ -156,6 +156,33 @@ def test_out_of_time_then_a_killed_rank_and_the_same_network(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(500)
+def test_a_preempted_job_is_requeued_and_ends_with_the_same_network(
+    submit: Submit, undisturbed: Submitted, tmp_path: Path
+) -> None:
+    slurm, job = submit.slurm, submit()
+    job.wait_training()
+    urgent = tmp_path / "urgent.sh"
+    urgent.write_text("#!/bin/bash\nuntil [[ -e go ]]; do sleep 0.2; done\n")
+    # All cores of both nodes.
+    options = ("--partition=urgent", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4")
+    other = slurm.submit(urgent, *options, cwd=tmp_path)
+    wait_for(lambda: slurm.show("job", other)["JobState"] == "RUNNING", PATIENCE_S, "the urgent")
+    fields = slurm.show("job", job.number)
+    assert (fields["JobState"], fields["Restarts"]) == ("PENDING", "1"), fields
+    stopped = re.search(r"stopped by SIGTERM at step (\d+) of 264", job.log)
+    assert stopped, job.log
+    (tmp_path / "go").touch()
+    slurm.wait_end(other, PATIENCE_S)
+    slurm.wait_requeued(job.number, PATIENCE_S)
+    job.wait_end("COMPLETED")
+    assert f"continues at step {stopped[1]} of 264" in job.log
+    assert job.summary["mask_hash"] == undisturbed.summary["mask_hash"]
+    assert job.weights == undisturbed.weights
+    assert len(job.starts) == 2
+
+
+@pytest.mark.long
 def test_scancel_saves_and_ends_the_job(submit: Submit) -> None:
     job = submit()
     job.wait_training()

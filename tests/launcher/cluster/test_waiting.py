@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
 import sys
 from pathlib import Path
 
@@ -34,6 +35,33 @@ def test_a_rank_that_is_missing_is_named_while_it_is_waited_for(
     assert "within 10 s: rank 1 did not start, or ended" in said
     assert re.search(rf"rank 1 waits for rank 0 at {where}: \d+ s so far, at most 10 s", other_said)
     assert "nobody answers at 127.0.0.1" in other_said
+
+
+def test_a_rank_that_cannot_come_and_a_port_of_somebody_else(
+    recipe: Path, tmp_path: Path, start: Start
+) -> None:
+    """Rank 0 whose rank 1 has no data, and beside them a rank 1 that meets another program."""
+    command = [sys.executable, "-m", "launcher.train", "--recipe", str(recipe)]
+    world = {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        lost = start(
+            [*command, "--set", f"run_dir={tmp_path}/lost", "engine.timeout_s=10"],
+            RANK="1",
+            MASTER_PORT=str(other.getsockname()[1]),
+            **world,
+        )
+        port = free_port()
+        settings = ["--set", f"run_dir={tmp_path}/run", "engine.timeout_s=600"]
+        waits = start([*command, *settings], RANK="0", MASTER_PORT=port, **world)
+        without = [*command, *settings, f"data.path={tmp_path}/none"]
+        refused = start(without, RANK="1", MASTER_PORT=port, **world)
+        (code, said), (other_code, other_said) = finish(waits), finish(refused)
+        assert code == other_code == 2
+        sentence = f"there is no folder {tmp_path}/none/train"
+        assert f"error: rank 1 on {socket.gethostname()}: {sentence}" in said
+        assert f"error: rank 1: {sentence}" in other_said
+        code, said = finish(lost)
+        assert code == 1 and "does not answer rank 1 as rank 0 does: another program" in said
 
 
 def test_nothing_is_said_of_what_is_done_soon(
