@@ -250,8 +250,9 @@ static void run_attend(const struct scl_model *m, const Step *s, const float *in
     }
 }
 
+/* Chunk `thread` of `threads`; `row` is for the one that runs it alone. */
 static void run_step(const struct scl_model *m, const Workspace *w, const Step *s, size_t images,
-                     int thread, int threads) {
+                     float *row, int thread, int threads) {
     const Tensor *from = &m->tensors[s->in], *to = &m->tensors[s->out];
     const Kernels *k = m->kernels;
     const float *in = place(m, w, images, s->in);
@@ -297,7 +298,7 @@ static void run_step(const struct scl_model *m, const Workspace *w, const Step *
         memcpy(out + start, in + start, count * sizeof(float));
         k->activate(out + start, count, s->activation, s->low, s->high);
         break;
-    case MAXPOOL: run_maxpool(m, s, in, out, w->rows[thread], images, begin, end); break;
+    case MAXPOOL: run_maxpool(m, s, in, out, row, images, begin, end); break;
     case MEAN: run_mean(m, s, in, out, images, begin, end); break;
     case NORMALISE:
         run_normalise(m, s, in, out, images, begin, end);
@@ -305,7 +306,7 @@ static void run_step(const struct scl_model *m, const Workspace *w, const Step *
         end *= to->channels / s->groups;
         break;
     case EMBED: run_embed(m, s, in, out, begin, end); return;
-    case ATTEND: run_attend(m, s, in, out, w->rows[thread], begin, end); return;
+    case ATTEND: run_attend(m, s, in, out, row, begin, end); return;
     case LAYERNORM:
         k->layer_norm(in + begin * LINE, out + begin * LINE, to->plane, to->channels,
                       (size_t)(end - begin) * LINE, s->low);
