@@ -79,13 +79,13 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     )
     parser.add_argument(
         "--densities",
-        type=lambda text: [float(part) / 100 for part in text.split(",")],
+        type=densities,
         default=[*DENSITIES],
         help="in %%, with commas between them (default: 10,5,2.5,1)",
     )
     parser.add_argument(
         "--splits",
-        type=_numbers,
+        type=numbers,
         default=[*range(8)],
         help="numbers with commas between them, or from-to (default: 0-7)",
     )
@@ -112,7 +112,13 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-def _numbers(text: str) -> list[int]:
+def densities(text: str) -> list[float]:
+    """Shares, of percent with commas between them."""
+    return [float(part) / 100 for part in text.split(",")]
+
+
+def numbers(text: str) -> list[int]:
+    """Such as 0-7 or 1,3,5."""
     found = []
     for part in text.split(","):
         first, _, last = part.partition("-")

@@ -63,12 +63,12 @@ def compared(lines: list[Line]) -> dict[str, Any]:
             if not ours:
                 continue
             rivals = {
-                other: _spread(differences(ours, theirs if other != "dense" else _flat(theirs)))
+                other: spread(differences(ours, theirs if other != "dense" else _flat(theirs)))
                 for other, theirs in by_name.items()
                 if not is_ours(other)
             }
             of_density[name] = {
-                "top1": _spread(np.array([line.top1 for line in ours])),
+                "top1": spread(np.array([line.top1 for line in ours])),
                 "density": round(100 * float(np.mean([line.density for line in ours])), 3),
                 "less": {other: gap for other, gap in rivals.items() if gap},
             }
@@ -81,8 +81,8 @@ def _flat(lines: list[Line]) -> list[Line]:
     return [dataclasses.replace(line, density=d) for line in lines for d in (1e-6, 1.0)]
 
 
-def _spread(values: np.ndarray) -> dict[str, Any] | None:
-    """Mean, standard error and number; None where there are none."""
+def spread(values: np.ndarray) -> dict[str, Any] | None:
+    """Mean and standard error in points, and number, of shares; None where there are none."""
     if not len(values):
         return None
     error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.nan
@@ -100,13 +100,13 @@ def means(lines: list[Line]) -> str:
         groups[line.name, line.asked].append(line)
     rows = []
     for (name, asked), of_group in sorted(groups.items(), key=lambda g: (-g[0][1], g[0][0])):
-        spread = _spread(np.array([line.top1 for line in of_group]))
-        assert spread is not None
+        found = spread(np.array([line.top1 for line in of_group]))
+        assert found is not None
         rows.append(
             [
                 name,
                 f"{100 * asked:g} %",
-                _shown(spread),
+                shown(found),
                 f"{100 * np.mean([line.density for line in of_group]):.2f} %",
                 str(len(of_group)),
                 f"{np.mean([line.seconds for line in of_group]):.1f} s",
@@ -115,6 +115,7 @@ def means(lines: list[Line]) -> str:
     return table(["name", "asked", "top-1", "density", "runs", "each"], rows)
 
 
-def _shown(spread: dict[str, Any]) -> str:
-    error = "" if spread["error"] is None else f" ± {spread['error']:.2f}"
-    return f"{spread['points']:.2f}{error} %"
+def shown(found: dict[str, Any]) -> str:
+    """Mean ± standard error of what `spread` found."""
+    error = "" if found["error"] is None else f" ± {found['error']:.2f}"
+    return f"{found['points']:.2f}{error} %"

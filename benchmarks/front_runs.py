@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from benchmarks.front_lines import Line, append, read
 from benchmarks.front_tasks import TASKS
-from benchmarks.front_training import density, evaluate, structure, train
+from benchmarks.front_training import Images, density, evaluate, structure, train
 from launcher.recipe.recipe import Recipe, flatten
 
 _DECISIVE = ("model", "init", "method", "optim", "schedule")
@@ -53,15 +54,18 @@ def make(run: Run) -> tuple[Run, Line]:
     images = TASKS[run.task].images(run.split)
     began = time.perf_counter()
     model = train(run.recipe, images, run.split)
-    seconds = time.perf_counter() - began
+    return run, line_of(run, model, images, time.perf_counter() - began)
+
+
+def line_of(run: Run, model: nn.Module, images: Images, seconds: float) -> Line:
+    """The line of a run that trained `model` for so many seconds."""
     masks = structure(model)
     top1, loss = evaluate(model, images)
     layers = " ".join(str(int(mask.sum())) for mask in masks.values())
-    line = Line(
+    return Line(
         *(run.name, run.asked, run.split, top1, loss, density(masks), seconds),
         *(run.settings, layers),
     )
-    return run, line
 
 
 def carry_out(runs: list[Run], jobs: int, folder: Path) -> None:

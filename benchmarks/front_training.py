@@ -22,6 +22,8 @@ from sclcore.network.connections import find_connections
 _EVALUATED = 500
 
 Masks = dict[str, Tensor]
+# Of the network's outputs, the images, and the loss of the labels.
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ def train(
     of: Images,
     seed: int,
     after_update: Callable[[nn.Module], None] = lambda model: None,
+    loss: Loss = lambda outputs, images, of_labels: of_labels,
 ) -> nn.Module:
     """The network at the end. Initial weights and the order of images follow from `seed` alone.
 
-    `after_update` is called with the network before the first update and after each.
+    `after_update` is called with the network before the first update and after each; `loss` may
+    add to that of the labels.
     """
     torch.manual_seed(seed)
     channels = of.images.shape[1]
@@ -73,9 +77,11 @@ def train(
             if isinstance(optimizer, Driver):
                 optimizer.before_update()
             images = shifted(of.images[chosen], generator, of.margin)
-            cross_entropy(
-                model(images), of.labels[chosen], label_smoothing=recipe.optim.label_smoothing
-            ).backward()
+            outputs = model(images)
+            of_labels = cross_entropy(
+                outputs, of.labels[chosen], label_smoothing=recipe.optim.label_smoothing
+            )
+            loss(outputs, images, of_labels).backward()
             _clip(model, recipe.optim.clip_grad_norm)
             optimizer.step()
             progress.step += 1

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Round, median, median_ratio, options_parser, parse, report, table
-from data.storage.reader import ShardReader
+from data.storage.reader import ShardReader, WholeShards
 from data.storage.store import read_ahead
 
 IMAGE = 110_000
@@ -93,7 +93,7 @@ def _seconds(paths: list[Path], images: int, pause: float, kind: str) -> float:
 
 
 def _read(paths: list[Path], places: list[tuple[int, int]], pause: float) -> None:
-    reader = ShardReader(paths)
+    reader = ShardReader(WholeShards(paths))
     for shard, offset in places:
         reader.read(shard, offset, IMAGE)
         time.sleep(pause)

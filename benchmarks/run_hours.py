@@ -1,6 +1,7 @@
 """A whole run on 8 to 1,024 GPUs, as a model: updates, reading, saving, starts after failures.
 
     python -m benchmarks.run_hours [--images-per-s N] [--mtbf-hours H] [--read-gb-s B] [--cached S]
+    python -m benchmarks.run_hours --write      # the table of docs/scaling.md
 
 Nothing is measured here. The terms:
 
@@ -18,12 +19,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from benchmarks.common import report, table
 from benchmarks.scaling import Model, Network
+from data.files import atomic_write
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 SAMPLES, BYTES_PER_IMAGE, BATCH = 1_281_167, 110_000, 256
@@ -31,6 +34,9 @@ SAMPLES, BYTES_PER_IMAGE, BATCH = 1_281_167, 110_000, 256
 # that was measured (RESULTS.md); on a GPU: not run.
 PARAMETERS, LAYERS, SCL_OVER_DENSE = 25_557_032, 54, 1.02
 TARGET = 0.9
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
+BEGIN, END = "<!-- hours: python -m benchmarks.run_hours --write -->", "<!-- end -->"
+_DOCUMENTED = (8, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def run_of(machine: Machine, gpus: int, epochs: int) -> Run:
     return Run(gpus, epochs, *hours, every_minutes=every / 60)
 
 
-def main() -> None:
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -131,8 +137,14 @@ def main() -> None:
         default=0.0,
         help="share of what is read that a node's own memory or disk has, 0 to 1 (%(default)g)",
     )
-    options = parser.parse_args()
-    machine = Machine(
+    parser.add_argument(
+        "--write", action="store_true", help="put the table of the defaults into docs/scaling.md"
+    )
+    return parser.parse_args(arguments)
+
+
+def machine_of(options: argparse.Namespace) -> Machine:
+    return Machine(
         options.images_per_s,
         options.gpus_per_node,
         1e9 * options.node_gb_s,
@@ -143,6 +155,16 @@ def main() -> None:
         options.copy_s,
         options.cached,
     )
+
+
+def main() -> None:
+    options = read_options()
+    machine = machine_of(options)
+    if options.write:
+        text = DOCUMENT.read_text()
+        before, rest = text.split(BEGIN)
+        made = documented(machine, options.epochs)
+        atomic_write(DOCUMENT, f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}")
     print(f"assumed, not measured: {machine}")
     runs = [run_of(machine, gpus, options.epochs) for gpus in GPUS]
     header = ["GPUs", "hours", "updates", "network", "reading", "saving", "failures", "efficiency"]
@@ -163,6 +185,34 @@ def main() -> None:
         device=torch.device("cpu"),
         details={str(run.gpus): {**vars(run), "total": run.total} for run in runs},
     )
+
+
+def documented(machine: Machine, epochs: int) -> str:
+    """The table of the document: with every image read anew, and with the set in the nodes."""
+    head = [
+        "GPUs",
+        "hours, read anew",
+        "waiting for reads",
+        "hours, cached",
+        "efficiency",
+        "failures",
+    ]
+    lines = [head, ["---"] * len(head)]
+    for gpus in _DOCUMENTED:
+        anew, cached = (
+            run_of(replace(machine, cached=share), gpus, epochs) for share in (0.0, 1.0)
+        )
+        lines.append(
+            [
+                f"{gpus:,}",
+                f"{anew.total:.3f}",
+                f"{anew.reading / anew.total:.0%}".replace("%", " %"),
+                f"{cached.total:.3f}",
+                f"{cached.efficiency:.1%}".replace("%", " %"),
+                f"{cached.failures / cached.total:.1%}".replace("%", " %"),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def parts_of(run: Run) -> list[float]:

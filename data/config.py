@@ -119,7 +119,7 @@ class DataConfig(BaseModel):
         default=200, gt=0, description="most that cache_dir may hold, in GB of 10^9 bytes"
     )
     fetch_ahead: int = Field(
-        default=4, ge=1, description="shards from elsewhere that a machine fetches at a time"
+        default=4, ge=1, description="pieces of shards from elsewhere that a rank fetches at a time"
     )
     fetch_timeout_s: float = Field(
         default=30, gt=0, description="a connection silent for so many seconds is given up"

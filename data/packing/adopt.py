@@ -19,6 +19,7 @@ from data.shards.manifest import (
     load_manifest,
     write_manifest,
 )
+from data.shards.pieces import ShardPieces, cuts, read_pieces, write_pieces
 from data.shards.scan import ShardRows, scan_shard
 from data.sources.left_out import DEFAULT_SHARE, Collector, check_share
 
@@ -52,16 +53,19 @@ def index_shards(
         raise DataError(f"{folder} holds no .tar files; name the folder that does")
     infos: list[ShardInfo] = []
     rows: list[ShardRows] = []
+    pieces: list[ShardPieces] = []
     for path in tqdm(paths, unit="shard", desc="indexing", disable=not progress):
         rows.append(scan_shard(path, label_field))
         for why, name in rows[-1].left_out:
             left_out.add(why, f"{name} in {path.name}", images=1)
+        size = path.stat().st_size
+        pieces.append(read_pieces(path, cuts(rows[-1].offset, size)))
         infos.append(
             ShardInfo(
                 name=path.name,
                 samples=len(rows[-1].label),
-                bytes=path.stat().st_size,
-                sha256=sha256_of(path),
+                bytes=size,
+                sha256=pieces[-1].shard_sha256,
             )
         )
     index = SampleIndex.from_rows(rows)
@@ -69,6 +73,7 @@ def index_shards(
     train = _train_beside(folder)
     names, people = _class_names(folder, index, classes, train)
     index.save(folder / INDEX_NAME)
+    write_pieces(folder, pieces)
     manifest = Manifest(
         dataset=dataset or folder.parent.name,
         split=folder.name,

@@ -30,6 +30,7 @@ from data.shards.manifest import (
     verify_shards,
     write_manifest,
 )
+from data.shards.pieces import write_pieces
 from data.sources.source import Reader, Source
 
 _log = logging.getLogger("data")
@@ -187,4 +188,5 @@ def _write_index(folder: Path, shards: list[DoneShard]) -> SampleIndex:
     ordered = sorted(shards, key=lambda shard: shard.number)
     index = SampleIndex.from_rows([shard.rows for shard in ordered])
     index.save(folder / INDEX_NAME)
+    write_pieces(folder, [shard.pieces for shard in ordered])
     return index

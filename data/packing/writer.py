@@ -11,10 +11,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data.errors import DataError
-from data.files import atomic_file, sha256_of
+from data.files import atomic_file
 from data.images.decode import said_by_pillow
 from data.packing.encoding import Encoding
 from data.shards.manifest import ShardInfo
+from data.shards.pieces import ShardPieces, cuts, read_pieces
 from data.shards.scan import ShardRows, scan_shard
 from data.sources.source import Reader
 
@@ -42,6 +43,7 @@ class DoneShard:
     number: int
     info: ShardInfo
     rows: ShardRows
+    pieces: ShardPieces
 
 
 def shard_tasks(
@@ -60,7 +62,7 @@ def finished_shard(
 ) -> tuple[ShardTask, DoneShard | None]:
     """Rescan a shard an earlier run has written; None if it is missing or not what is wanted."""
     try:
-        done = _scan(task, sha256_of(task.path))
+        done = _scan(task)
     except (FileNotFoundError, DataError):
         return task, None
     wanted = readers[task.split].labels[task.ids]
@@ -96,10 +98,7 @@ class ShardWriter:
                     tar.write(self._sample(reader, int(i), f"{task.first + position:08d}"))
             written = hashed.sha256.hexdigest()
             if _read_back(stream) != written:
-                raise DataError(
-                    f"the disk gave back other bytes than were written for {task.path}; "
-                    "check the disk, then start the same packing again"
-                )
+                raise _bad_disk(task.path)
         return _scan(task, written)
 
     def _sample(self, reader: Reader, i: int, key: str) -> dict[str, Any]:
@@ -146,12 +145,24 @@ def _read_back(stream: Any) -> str:
     return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _scan(task: ShardTask, sha256: str) -> DoneShard:
+def _scan(task: ShardTask, written: str | None = None) -> DoneShard:
+    """What is in a shard; `written` is the SHA-256 that it must have."""
     rows = scan_shard(task.path)
+    size = task.path.stat().st_size
+    pieces = read_pieces(task.path, cuts(rows.offset, size))
+    if written not in (None, pieces.shard_sha256):
+        raise _bad_disk(task.path)
     info = ShardInfo(
         name=task.path.name,
         samples=len(rows.label),
-        bytes=task.path.stat().st_size,
-        sha256=sha256,
+        bytes=size,
+        sha256=pieces.shard_sha256,
     )
-    return DoneShard(task.split, task.number, info, rows)
+    return DoneShard(task.split, task.number, info, rows, pieces)
+
+
+def _bad_disk(path: Path) -> DataError:
+    return DataError(
+        f"the disk gave back other bytes than were written for {path}; "
+        "check the disk, then start the same packing again"
+    )

@@ -17,6 +17,13 @@ from data.processes import unordered
 from data.shards.class_order import is_sorted_by_class
 from data.shards.index import SampleIndex, key_at
 from data.shards.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, ShardInfo, load_manifest
+from data.shards.pieces import (
+    PIECES_NAME,
+    ShardPieces,
+    parse_pieces,
+    pieces_of,
+    read_pieces,
+)
 from data.shards.scan import ShardRows, scan_shard
 
 _WORTH_PROCESSES = 64 << 20
@@ -58,6 +65,7 @@ class _Result:
 class _Task:
     info: ShardInfo
     rows: ShardRows | None
+    pieces: ShardPieces | None
 
 
 def find_splits(folder: Path) -> list[Path]:
@@ -94,7 +102,9 @@ def examine(
         return Diagnosis(folder, 0, 0, [Problem(folder / MANIFEST_NAME, "", str(error))], [])
     index, problems = _check_index(folder, manifest)
     problems += _unlisted(folder, manifest)
-    tasks = _tasks(manifest, index)
+    pieces, of_pieces = _check_pieces(folder, manifest)
+    problems += of_pieces
+    tasks = _tasks(manifest, index, pieces)
     check = functools.partial(_check_shard, folder, manifest, quick)
     results: list[_Result] = []
     total = sum(shard.bytes for shard in manifest.shards)
@@ -145,6 +155,22 @@ def _check_index(folder: Path, manifest: Manifest) -> tuple[SampleIndex | None, 
     return index, problems
 
 
+def _check_pieces(
+    folder: Path, manifest: Manifest
+) -> tuple[list[ShardPieces] | None, list[Problem]]:
+    path = folder / PIECES_NAME
+    if not path.is_file():
+        return None, []
+    try:
+        pieces = parse_pieces(path.read_bytes(), str(path))
+    except DataError as error:
+        return None, [Problem(path, "", _without(error, path))]
+    if pieces_of(manifest.shards, pieces) is None:
+        fix = f"write it anew with `scl pack pieces {folder}`"
+        return None, [Problem(path, "", f"it is of other shards; {fix}")]
+    return pieces, []
+
+
 def _unlisted(folder: Path, manifest: Manifest) -> list[Problem]:
     listed = {shard.name for shard in manifest.shards}
     others = sorted(path for path in folder.glob("*.tar") if path.name not in listed)
@@ -152,17 +178,19 @@ def _unlisted(folder: Path, manifest: Manifest) -> list[Problem]:
     return [Problem(path, "", reason) for path in others]
 
 
-def _tasks(manifest: Manifest, index: SampleIndex | None) -> list[_Task]:
+def _tasks(
+    manifest: Manifest, index: SampleIndex | None, pieces: list[ShardPieces] | None
+) -> list[_Task]:
     ends = np.cumsum([shard.samples for shard in manifest.shards]).tolist()
     tasks = []
-    for info, end in zip(manifest.shards, ends, strict=True):
+    for number, (info, end) in enumerate(zip(manifest.shards, ends, strict=True)):
         first = end - info.samples
         rows = None
         if index is not None:
             columns = (index.offset, index.size, index.label)
             offset, size, label = (column[first:end] for column in columns)
             rows = ShardRows(offset, size, label)
-        tasks.append(_Task(info, rows))
+        tasks.append(_Task(info, rows, None if pieces is None else pieces[number]))
     return tasks
 
 
@@ -177,7 +205,7 @@ def _check_shard(folder: Path, manifest: Manifest, quick: bool, task: _Task) -> 
 
 def _examined(path: Path, manifest: Manifest, quick: bool, task: _Task) -> _Result:
     left_out: list[tuple[str, str]] = []
-    problems = _file_problems(path, task.info, quick)
+    problems = _file_problems(path, task, quick)
     if quick or not path.is_file():
         return _Result(task.info, problems, left_out)
     try:
@@ -203,14 +231,20 @@ def _label_field(manifest: Manifest) -> str | None:
     return str(manifest.source.get("label_from", "")).partition(":")[2] or None
 
 
-def _file_problems(path: Path, info: ShardInfo, quick: bool) -> list[Problem]:
+def _file_problems(path: Path, task: _Task, quick: bool) -> list[Problem]:
     if not path.is_file():
         return [Problem(path, "", "it is missing")]
     size = path.stat().st_size
-    if size != info.bytes:
-        return [Problem(path, "", f"it has {size} bytes instead of {info.bytes}")]
-    if not quick and sha256_of(path) != info.sha256:
+    if size != task.info.bytes:
+        return [Problem(path, "", f"it has {size} bytes instead of {task.info.bytes}")]
+    if quick:
+        return []
+    found = read_pieces(path, [size] if task.pieces is None else task.pieces.ends)
+    if found.shard_sha256 != task.info.sha256:
         return [Problem(path, "", "it has changed since it was packed (its SHA-256 differs)")]
+    if task.pieces not in (None, found):
+        fix = f"write that anew with `scl pack pieces {path.parent}`"
+        return [Problem(path, "", f"{PIECES_NAME} does not describe it; {fix}")]
     return []
 
 

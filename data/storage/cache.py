@@ -10,10 +10,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from data.errors import DataError
-from data.shards.manifest import ShardInfo
 
 _log = logging.getLogger("data")
 _AGAIN_S = 0.1
@@ -21,10 +20,20 @@ _AGAIN_S = 0.1
 Fill = Callable[[BinaryIO], object]
 
 
-class ShardCache:
-    """A folder of shards named by their SHA-256, up to a number of bytes.
+class Content(Protocol):
+    """A shard, or a piece of one."""
 
-    Each shard has a lock file: shared while a process needs the shard, exclusive while one fetches
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+
+class ShardCache:
+    """A folder of shards, or pieces of them, named by their SHA-256, up to a number of bytes.
+
+    Each has a lock file: shared while a process needs the shard, exclusive while one fetches
     or removes it. The kernel gives up the locks of a process that was killed. Needs `flock`: a
     local file system, not NFS.
     """
@@ -39,7 +48,7 @@ class ShardCache:
                 f"data.cache_dir {folder} cannot be made ({error.strerror}); name another folder"
             ) from error
 
-    def path(self, shard: ShardInfo) -> Path:
+    def path(self, shard: Content) -> Path:
         """Where the shard is once it has been fetched."""
         return self.folder / f"{shard.sha256}.tar"
 
@@ -61,7 +70,7 @@ class ShardCache:
 
     def bring(
         self,
-        shard: ShardInfo,
+        shard: Content,
         fill: Fill,
         urgent: Callable[[], bool] = lambda: True,
         stopped: Callable[[], bool] = lambda: False,
@@ -80,7 +89,7 @@ class ShardCache:
                 time.sleep(_AGAIN_S)
         return None
 
-    def _hold(self, shard: ShardInfo) -> Callable[[], None] | None:
+    def _hold(self, shard: Content) -> Callable[[], None] | None:
         lock = self._open_lock(shard.sha256)
         if _try_lock(lock, fcntl.LOCK_SH) and self._is_whole(shard):
             # Least recently used goes first; access times are often not kept.
@@ -89,7 +98,7 @@ class ShardCache:
         os.close(lock)
         return None
 
-    def _fetch(self, shard: ShardInfo, fill: Fill, urgent: Callable[[], bool]) -> bool:
+    def _fetch(self, shard: Content, fill: Fill, urgent: Callable[[], bool]) -> bool:
         """Whether the shard is here now; not, if another process is at it or there is no room."""
         with self._locked(shard.sha256, fcntl.LOCK_EX) as free:
             if not free:
@@ -110,7 +119,7 @@ class ShardCache:
                 raise
             return True
 
-    def _reserve(self, part: Path, shard: ShardInfo, urgent: Callable[[], bool]) -> bool:
+    def _reserve(self, part: Path, shard: Content, urgent: Callable[[], bool]) -> bool:
         """Make room for a shard, and a file of its size, so that others count it."""
         with self._locked("room", fcntl.LOCK_EX, wait=True):
             if not self._make_room(shard.bytes):
@@ -146,7 +155,7 @@ class ShardCache:
                 with contextlib.suppress(FileNotFoundError):
                     yield path, path.stat()
 
-    def _is_whole(self, shard: ShardInfo) -> bool:
+    def _is_whole(self, shard: Content) -> bool:
         try:
             return self.path(shard).stat().st_size == shard.bytes
         except FileNotFoundError:

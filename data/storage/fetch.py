@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
 from data.errors import DataError
-from data.shards.manifest import ShardInfo
+from data.shards.pieces import Piece
 from data.storage.remote import Source, Unreachable
 
 LONGEST_WAIT_S = 60
@@ -64,21 +64,21 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-class ShardDownload:
-    """One shard on its way into a file; what has come is kept when the connection breaks."""
+class Download:
+    """A piece of a shard on its way into a file; what came is kept when the connection breaks."""
 
     def __init__(
         self,
         source: Source,
         name: str,
-        shard: ShardInfo,
+        piece: Piece,
         stream: BinaryIO,
         stopped: Callable[[], bool],
     ) -> None:
         self._stopped = stopped
         self._source = source
         self._name = name
-        self._shard = shard
+        self._piece = piece
         self._stream = stream
         self._start_over()
 
@@ -93,20 +93,22 @@ class ShardDownload:
         Raises DataError where the file cannot be written or the fetch was stopped, and any
         Exception where the source failed or sent other bytes than the manifest describes.
         """
-        for chunk in self._source.chunks(self._name, self._done):
+        # A whole file is read to its end, wherever that is.
+        end = None if self._piece.is_whole else self._piece.end
+        for chunk in self._source.chunks(self._name, self._piece.first + self._done, end):
             if self._stopped():
                 raise DataError(f"{self._name} is not wanted any more")
             self._done += len(chunk)
-            if self._done > self._shard.bytes:
+            if self._done > self._piece.bytes:
                 break
             self._write(chunk)
-        if self._done == self._shard.bytes and self._digest.hexdigest() == self._shard.sha256:
+        if self._done == self._piece.bytes and self._digest.hexdigest() == self._piece.sha256:
             return
-        size = f"{'more than ' * (self._done > self._shard.bytes)}{self._shard.bytes:,}"
-        came = size if self._done >= self._shard.bytes else f"{self._done:,}"
+        size = f"{'more than ' * (self._done > self._piece.bytes)}{self._piece.bytes:,}"
+        came = size if self._done >= self._piece.bytes else f"{self._done:,}"
         self._start_over()
         raise ConnectionError(
-            f"the {came} bytes that came are not the {self._shard.bytes:,} of the manifest "
+            f"the {came} bytes that came are not the {self._piece.bytes:,} of the manifest "
             "(size or SHA-256 differ)"
         )
 
@@ -115,7 +117,7 @@ class ShardDownload:
             self._stream.write(chunk)
         except OSError as error:
             raise DataError(
-                f"{self._shard.name} cannot be kept in data.cache_dir ({error.strerror}); "
+                f"{self._piece.name} cannot be kept in data.cache_dir ({error.strerror}); "
                 "make room there, lower data.cache_gb, or name another folder"
             ) from error
         self._digest.update(chunk)

@@ -13,6 +13,8 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.client import HTTPResponse
 from typing import Protocol, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -35,8 +37,15 @@ class Unreachable(Exception):
 class Source(Protocol):
     """A place that holds files by name, such as `train/shard-000000.tar`."""
 
-    def chunks(self, name: str, start: int) -> Iterator[bytes]:
-        """Yield the file's bytes from `start` on; raises any Exception when they stop early."""
+    def chunks(self, name: str, start: int, end: int | None = None) -> Iterator[bytes]:
+        """Yield the file's bytes `start` to `end` (exclusive; None: all that follow).
+
+        Raises any Exception when they stop early.
+        """
+        ...
+
+    def has_ranges(self, name: str) -> bool:
+        """Whether a part of this file is sent without the rest; raises as `chunks` does."""
         ...
 
 
@@ -70,29 +79,39 @@ class _Http:
         self._url = urlsplit(url)
         self._timeout_s = timeout_s
 
-    def chunks(self, name: str, start: int) -> Iterator[bytes]:
+    def chunks(self, name: str, start: int, end: int | None = None) -> Iterator[bytes]:
+        is_part = start > 0 or end is not None
+        with self._answer(name, (start, end) if is_part else None) as response:
+            length = response.headers.get("Content-Length")
+            left = int(length) if length is not None else None
+            # A server that knows no ranges sends the whole file.
+            place = start if response.status == 206 else 0
+            while chunk := response.read(CHUNK):
+                left = None if left is None else left - len(chunk)
+                yield _part(chunk, place, start, end)
+                place += len(chunk)
+                if end is not None and place >= end:
+                    return
+            if left:
+                raise ConnectionError(f"the connection closed {left:,} bytes before the end")
+
+    def has_ranges(self, name: str) -> bool:
+        with self._answer(name, (0, 1)) as response:
+            return response.status == 206
+
+    def _answer(self, name: str, part: tuple[int, int | None] | None) -> HTTPResponse:
         path = f"{self._url.path.rstrip('/')}/{quote(name)}"
         request = Request(urlunsplit(self._url._replace(path=path)), headers={"User-Agent": "scl"})
-        if start:
-            request.add_header("Range", f"bytes={start}-")
+        if part is not None:
+            first, end = part
+            request.add_header("Range", f"bytes={first}-{'' if end is None else end - 1}")
         try:
-            response = urlopen(request, timeout=self._timeout_s)
+            return urlopen(request, timeout=self._timeout_s)
         except HTTPError as error:
             # The error keeps its connection open for as long as anyone holds it.
             error.close()
             kind = Unreachable if error.code in _FINAL else ConnectionError
             raise kind(f"the server answers {error.code} {error.reason}") from None
-        with response:
-            length = response.headers.get("Content-Length")
-            left = int(length) if length is not None else None
-            # A server that knows no ranges sends the whole file.
-            skip = start if response.status != 206 else 0
-            while chunk := response.read(CHUNK):
-                left = None if left is None else left - len(chunk)
-                yield chunk[skip:]
-                skip = max(0, skip - len(chunk))
-            if left:
-                raise ConnectionError(f"the connection closed {left:,} bytes before the end")
 
 
 class _Fsspec:
@@ -101,7 +120,7 @@ class _Fsspec:
         self._timeout_s = timeout_s
         _check_package(url)
 
-    def chunks(self, name: str, start: int) -> Iterator[bytes]:
+    def chunks(self, name: str, start: int, end: int | None = None) -> Iterator[bytes]:
         import fsspec.core
 
         def begin():
@@ -115,9 +134,24 @@ class _Fsspec:
         except (FileNotFoundError, PermissionError) as error:
             raise Unreachable(" ".join(str(error).split())) from error
         # A thread that hangs in a read would hang in close as well: it is left to itself.
-        while chunk := _within(self._timeout_s, lambda: stream.read(CHUNK)):
+        place = start
+        while chunk := _within(self._timeout_s, partial(stream.read, _next_size(place, end))):
             yield chunk
+            place += len(chunk)
         stream.close()
+
+    def has_ranges(self, name: str) -> bool:
+        # What fsspec opens it can read from anywhere.
+        return True
+
+
+def _part(chunk: bytes, place: int, start: int, end: int | None) -> bytes:
+    """Of a chunk that begins at byte `place` of a file: what lies from `start` to `end`."""
+    return chunk[max(0, start - place) : None if end is None else max(0, end - place)]
+
+
+def _next_size(place: int, end: int | None) -> int:
+    return CHUNK if end is None else min(CHUNK, end - place)
 
 
 def package_of(url: str) -> str | None:
@@ -152,7 +186,7 @@ class _Pipe:
                 "`pipe:COMMAND … {}`"
             )
 
-    def chunks(self, name: str, start: int) -> Iterator[bytes]:
+    def chunks(self, name: str, start: int, end: int | None = None) -> Iterator[bytes]:
         with tempfile.TemporaryFile() as complaints:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", self._command.replace("{}", shlex.quote(name))],
@@ -164,15 +198,24 @@ class _Pipe:
             assert process.stdout is not None
             read = process.stdout.read1  # type: ignore[attr-defined]
             try:
+                place = 0
                 while chunk := _within(self._timeout_s, lambda: read(CHUNK)):
-                    yield chunk[start:]
-                    start = max(0, start - len(chunk))
+                    yield chunk[
+                        max(0, start - place) : None if end is None else max(0, end - place)
+                    ]
+                    place += len(chunk)
+                    if end is not None and place >= end:
+                        return
                 if process.wait(self._timeout_s):
                     raise ConnectionError(_complaint(process.returncode, complaints))
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+    def has_ranges(self, name: str) -> bool:
+        # A command writes all of a file.
+        return False
 
 
 def _complaint(code: int, complaints) -> str:

@@ -21,8 +21,9 @@ from data.shards.class_order import is_sorted_by_class
 from data.shards.index import SampleIndex, key_at
 from data.shards.manifest import INDEX_NAME
 from data.storage.ahead import Stretch
+from data.storage.open import open_store
 from data.storage.reader import ShardReader
-from data.storage.store import Store, open_store
+from data.storage.store import Store
 from data.stream import plan
 from data.stream.batches import channels_first, empty_images
 
@@ -51,7 +52,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self.corrupt: dict[int, str] = {}
         self._index = SampleIndex.load(store.folder / INDEX_NAME)
-        self._reader = ShardReader(store.shards)
+        self._reader = ShardReader(store.places)
         self._config = config
         self._epochs = 1
         self._transforms: dict[tuple[str, int], Transform] = {}
@@ -83,7 +84,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         view.seed = seed
         view._epochs = epochs
         view._transforms = {}
-        view._reader = ShardReader(self._reader.paths)
+        view._reader = ShardReader(self.store.places)
         return view
 
     def __getitem__(self, key: TrainKey | int) -> dict[str, Any]:
@@ -210,8 +211,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
         """Return what is read of each shard for the samples `ids`, ascending."""
         index = self._index
         shards, first = np.unique(index.shard[ids], return_index=True)
-        last = np.append(first[1:], len(ids)) - 1
-        begin, end = index.offset[ids[first]], index.offset[ids[last]] + index.size[ids[last]]
+        # By offset: a link in a tar leads back to what lies before it.
+        begin = np.minimum.reduceat(index.offset[ids], first)
+        end = np.maximum.reduceat(index.offset[ids] + index.size[ids], first)
         return [
             Stretch(*row) for row in zip(shards.tolist(), begin.tolist(), end.tolist(), strict=True)
         ]
@@ -221,8 +223,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
         shard = self.manifest.shards[int(self._index.shard[sample])].name
         # A message about damage must not fail because of it.
         try:
-            path = self.store.shards[int(self._index.shard[sample])]
-            return shard, key_at(path, int(self._index.offset[sample]))
+            offset = int(self._index.offset[sample])
+            path, first = self.store.places.find(int(self._index.shard[sample]), offset)
+            return shard, key_at(path, offset - first)
         except (DataError, OSError):
             return shard, f"sample {sample}"
 

@@ -44,9 +44,9 @@ def _bench(options: argparse.Namespace) -> int:
     check_source(options.source)
 
     # Not before all is known to be there: they import torch, which takes seconds.
-    from launcher.terminal import Waiting, say
+    from launcher.terminal import importing, say
 
-    with Waiting("importing PyTorch"):
+    with importing("PyTorch"):
         from launcher.bench.measure import bench
         from launcher.bench.show import show
         from launcher.export.source import open_source

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.commands import SUMMARIES, Commands, add_command, add_group
+from launcher.terminal import importing
 
 if TYPE_CHECKING:
     from data.shards.manifest import Manifest
@@ -38,6 +39,7 @@ def add(commands: Commands) -> None:
     _add_huggingface(sources)
     _add_torchvision(sources)
     _add_index(sources)
+    _add_pieces(sources)
 
 
 def _add_digits(sources: Commands) -> None:
@@ -172,6 +174,21 @@ def _add_index(sources: Commands) -> None:
     _add_leave_out(parser)
 
 
+def _add_pieces(sources: Commands) -> None:
+    parser = add_command(
+        sources,
+        "pieces",
+        _pieces,
+        "say where packed shards may be cut, so that machines fetch parts of them from a store",
+        "Writes pieces.npz beside the index; shards, manifest and index stay as they are. What is\n"
+        "packed or indexed today has it.\n\nexample:\n  scl pack pieces runs/data/imagenet",
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="one split, or the folder of train/ and val/"
+    )
+    _add_workers(parser)
+
+
 def _add_leave_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--leave-out",
@@ -189,6 +206,10 @@ def _add_packing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-samples", type=int, help="samples per shard (default: about 16 shards a split)"
     )
+    _add_workers(parser)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
@@ -222,14 +243,16 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack_digits(options: argparse.Namespace) -> int:
-    from data.sources.digits import digits
+    with importing("PyTorch"):
+        from data.sources.digits import digits
 
     return _pack(options, digits)
 
 
 def _pack_glyphs(options: argparse.Namespace) -> int:
-    from data.packing.claim import check_kind
-    from data.sources.glyphs import FOLDERS, glyphs
+    with importing("PyTorch"):
+        from data.packing.claim import check_kind
+        from data.sources.glyphs import FOLDERS, glyphs
 
     def source() -> Source:
         # Drawing takes a while: nothing of that for a folder that will be refused.
@@ -242,8 +265,9 @@ def _pack_glyphs(options: argparse.Namespace) -> int:
 def _pack_imagenet(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    from data.packing.claim import check_kind
-    from data.sources.ilsvrc import find_files, imagenet
+    with importing("PyTorch"):
+        from data.packing.claim import check_kind
+        from data.sources.ilsvrc import find_files, imagenet
 
     def source() -> Source:
         files = find_files(
@@ -264,7 +288,8 @@ def _pack_imagenet(options: argparse.Namespace) -> int:
 def _pack_imagefolder(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    from data.sources.image_folder import imagefolder
+    with importing("PyTorch"):
+        from data.sources.image_folder import imagefolder
 
     def source() -> Source:
         return imagefolder(options.folder, options.val_fraction, leave_out=options.leave_out)
@@ -275,7 +300,8 @@ def _pack_imagefolder(options: argparse.Namespace) -> int:
 def _pack_huggingface(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    from data.sources.huggingface import huggingface
+    with importing("PyTorch"):
+        from data.sources.huggingface import huggingface
 
     def source() -> Source:
         return huggingface(
@@ -290,16 +316,18 @@ def _pack_huggingface(options: argparse.Namespace) -> int:
 
 
 def _pack_torchvision(options: argparse.Namespace) -> int:
-    from data.sources.torchvision_sets import torchvision_set
+    with importing("PyTorch"):
+        from data.sources.torchvision_sets import torchvision_set
 
     return _pack(options, lambda: torchvision_set(options.name, options.root))
 
 
 def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
-    from data.files import explained
-    from data.packing.contact_sheet import SHEET_NAME, draw_contact_sheet
-    from data.packing.encoding import AS_IT_IS, Encoding
-    from data.packing.pack import pack
+    with importing("PyTorch"):
+        from data.files import explained
+        from data.packing.contact_sheet import SHEET_NAME, draw_contact_sheet
+        from data.packing.encoding import AS_IT_IS, Encoding
+        from data.packing.pack import pack
 
     # Before the source is looked through, which may take minutes.
     encoding = AS_IT_IS
@@ -335,10 +363,11 @@ def _check_folder(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    from data.files import explained
-    from data.packing.adopt import index_shards
-    from data.packing.contact_sheet import draw_contact_sheet
-    from data.sources.left_out import Collector
+    with importing("PyTorch"):
+        from data.files import explained
+        from data.packing.adopt import index_shards
+        from data.packing.contact_sheet import draw_contact_sheet
+        from data.sources.left_out import Collector
 
     left_out = Collector()
     with explained(options.folder):
@@ -351,6 +380,20 @@ def _index(options: argparse.Namespace) -> int:
         draw_contact_sheet(options.folder, manifest)
     _show({options.folder: manifest})
     _say(left_out.listed())
+    return 0
+
+
+def _pieces(options: argparse.Namespace) -> int:
+    from data.files import explained
+    from data.packing.pieces import add_pieces
+    from data.shards.doctor import find_splits
+    from data.shards.manifest import load_manifest
+
+    with explained(options.folder):
+        for folder in find_splits(options.folder):
+            pieces = add_pieces(folder, workers=options.workers)
+            shards = len(load_manifest(folder).shards)
+            print(f"{folder}: {shards:,} shards, {pieces:,} pieces")
     return 0
 
 

@@ -18,7 +18,7 @@ from data.shards.manifest import INDEX_NAME, MANIFEST_NAME, load_manifest
 from data.sources.image_folder import imagefolder
 from data.sources.left_out import DEFAULT_SHARE
 from data.sources.source import Reader
-from data.storage.reader import ShardReader
+from data.storage.reader import ShardReader, WholeShards
 from launcher.errors import UsageError
 
 _LOOKED_AT = 200
@@ -86,7 +86,7 @@ def _of_shards(folder: Path) -> Look:
         )
     train, val = (load_manifest(folder / split) for split in _SPLITS)
     index = SampleIndex.load(folder / "train" / INDEX_NAME)
-    reader = ShardReader([folder / "train" / shard.name for shard in train.shards])
+    reader = ShardReader(WholeShards([folder / "train" / shard.name for shard in train.shards]))
 
     def read(i: int) -> bytes:
         return reader.read(int(index.shard[i]), int(index.offset[i]), int(index.size[i]))

@@ -20,7 +20,7 @@ from benchmarks.common import in_turn, median, median_ratio
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.process import forked
 from benchmarks.reparametrised import Settings, check_same_training
-from benchmarks.run_hours import Machine, run_of
+from benchmarks.run_hours import DOCUMENT, Machine, documented, machine_of, read_options, run_of
 from benchmarks.scaling import Model, Network, count_bytes, message_bytes
 from tests.launcher.conftest import finish, launch
 
@@ -108,6 +108,11 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert details["seconds"]["copy"] > 0
     # Nothing is left of what was written.
     assert [*tmp_path.iterdir()] == []
+
+
+def test_the_document_has_the_hours_that_its_command_makes() -> None:
+    options = read_options([])
+    assert documented(machine_of(options), options.epochs) in DOCUMENT.read_text()
 
 
 @pytest.mark.long

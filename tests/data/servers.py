@@ -126,13 +126,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(503 if mood == "busy" else 404)
             return
         content = file.read_bytes()
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         if mood == "no ranges":
-            start = 0
-        content = content[start:]
+            wanted = ""
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        content = content[int(first or 0) : int(last) + 1 if last else None]
         if mood == "wrong":
             content = bytes(b ^ 255 for b in content)
-        self.send_response(206 if start else 200)
+        self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         half = mood in {"drop", "stall"}

@@ -10,7 +10,7 @@ import pytest
 
 from data.errors import DataError
 from data.storage import reader as reader_module
-from data.storage.reader import ShardReader
+from data.storage.reader import ShardReader, WholeShards
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def open_files() -> set[str]:
 
 
 def test_reads_what_lies_at_an_offset(shards: list[Path]) -> None:
-    reader = ShardReader(shards)
+    reader = ShardReader(WholeShards(shards))
     assert reader.read(3, 90, 5) == b"\3" * 5
     assert reader.read(3, 90, 50) == b"\3" * 10
     again = pickle.loads(pickle.dumps(reader))
@@ -40,7 +40,7 @@ def test_reads_what_lies_at_an_offset(shards: list[Path]) -> None:
 
 def test_open_files_are_bounded(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "MAX_OPEN", 2)
-    reader = ShardReader(shards)
+    reader = ShardReader(WholeShards(shards))
     for k in (0, 1, 0, 2, 3, 0):
         assert reader.read(k, 0, 1) == bytes([k])
         assert len(open_files() & {str(path) for path in shards}) <= 2
@@ -50,7 +50,7 @@ def test_open_files_are_bounded(shards: list[Path], monkeypatch: pytest.MonkeyPa
 
 def test_removed_shards_do_not_stay_open(shards: list[Path]) -> None:
     """An open file keeps its room on the disk, which a cache has counted as free."""
-    reader = ShardReader(shards)
+    reader = ShardReader(WholeShards(shards))
     reader.read(0, 0, 1)
     reader.read(1, 0, 1)
     shards[0].unlink()

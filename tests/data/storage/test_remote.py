@@ -12,14 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from data.config import DataConfig
 from data.errors import DataError
 from data.packing.adopt import index_shards
 from data.shards.manifest import ShardInfo, load_manifest
@@ -32,39 +31,9 @@ from data.stream.plan import BatchPlan
 from tests import forkserver
 from tests.data.conftest import MakeTar, image_bytes
 from tests.data.servers import FileServer, Wire
+from tests.data.storage.conftest import config, same, train
 
 ROOT = Path(__file__).parents[3]
-Batches = list[dict[str, torch.Tensor]]
-
-
-@pytest.fixture
-def server(packed_digits: Path) -> Iterator[FileServer]:
-    with FileServer(packed_digits).running() as running:
-        yield running
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def config(path: str | Path, cache: Path, **options: Any) -> DataConfig:
-    quick = {"retry_wait_s": 0.01, "fetch_timeout_s": 5, "retries": 4, "cache_dir": cache}
-    sizes = {"image_size": 8, "eval_crop_ratio": 1.0}
-    return DataConfig(**{"path": path, **sizes, **quick, **options})
-
-
-def train(cfg: DataConfig, batch: int = 128, **options: Any) -> Batches:
-    dataset = open_split(cfg, "train")
-    plan = BatchPlan(dataset.shard_sizes, 3, batch)
-    return list(train_stream(dataset, plan, cfg, **{"epochs": 1} | options))
-
-
-def same(a: Batches, b: Batches) -> bool:
-    return len(a) == len(b) and all(
-        x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x)
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 def shards_in(cache: Path) -> list[Path]:
@@ -236,30 +205,6 @@ def test_secrets_of_a_url_stay_out_of_messages(server: FileServer, cache: Path) 
 def test_signed_urls_keep_their_query(packed_digits: Path, server: FileServer) -> None:
     (content,) = open_source(f"{server.url}/train/?sig=x", 5).chunks("manifest.json", 0)
     assert content == (packed_digits / "train" / "manifest.json").read_bytes()
-
-
-@pytest.fixture
-def s3(packed_digits: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket with the digits, on a real S3 protocol server; found as users say where it is."""
-    boto3 = pytest.importorskip("boto3")
-    from moto.server import ThreadedMotoServer
-
-    # One of an earlier test would go on asking the server of that.
-    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
-    service = ThreadedMotoServer(port=0, verbose=False)
-    service.start()
-    host, port = service.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="shards")
-    for file in packed_digits.rglob("*.*"):
-        name = f"digits/{file.relative_to(packed_digits)}"
-        client.put_object(Bucket="shards", Key=name, Body=file.read_bytes())
-    yield "s3://shards/digits"
-    service.stop()
 
 
 def test_s3_gives_the_batches_of_the_folder(s3: str, packed_digits: Path, cache: Path) -> None:
