@@ -177,6 +177,8 @@ class _Lowering(Tokens):
     def _mul(self, operation: Operation) -> None:
         if self._with_number(operation, lambda number: (number, 0.0)):
             return
+        if self.scale_channels(operation):
+            return
         one, other = operation.args
         maps: list[Any] = [self.program.values[ref.name].shape for ref in (one, other)]
         if maps[0] != maps[1] and math.prod(maps[0][2:]) == 1:

@@ -64,6 +64,20 @@ class Tokens(Builder):
         self._embed(operation, self.of(images[0]), added)
         return True
 
+    def scale_channels(self, operation: Operation) -> bool:
+        """Lower a product of tokens and a constant for each channel, if it is one."""
+        made = self.program.values[operation.name]
+        images = [a for a in operation.args if isinstance(a, Ref) and a.name in self.root]
+        others = [a for a in operation.args if isinstance(a, Ref) and a.name not in self.root]
+        if made.ndim != 3 or len(images) != 1 or len(others) != 1:
+            return False
+        factor: Tensor = self.program.value(others[0])
+        if factor.shape[-1] != made.shape[2] or factor.numel() != made.shape[2]:
+            return False
+        zeros = np.zeros(made.shape[2], np.float32)
+        self.each_channel(operation, float32(factor.flatten()), zeros, self.of(images[0]))
+        return True
+
     def _embed(self, operation: Operation, source: int, added: Weights, prefix: int = 0) -> None:
         """Add an EMBED, or make one with an EMBED before it that nothing else reads."""
         made = self.network.steps[-1] if self.network.steps else None
@@ -82,11 +96,12 @@ class Tokens(Builder):
             operation.args, (None, None, None, None, 1e-5, True)
         )
         value = self.program.values[source.name]
-        if value.ndim != 3 or list(shape) != [value.shape[2]]:
+        if value.ndim not in (2, 3) or list(shape) != [value.shape[-1]]:
             raise self.refused(operation, f"of {text_of(value.shape)} has no kernel")
-        step = Step(Kind.LAYERNORM, self.of(source), -1, low=epsilon)
-        self.add_step(operation, step)
-        channels = value.shape[2]
+        # Of a vector it is a group norm with one group.
+        kind = Kind.LAYERNORM if value.ndim == 3 else Kind.NORMALISE
+        self.add_step(operation, Step(kind, self.of(source), -1, low=epsilon))
+        step, channels = self.network.steps[-1], value.shape[-1]
         scale = np.ones(channels, np.float32) if weight is None else self.constant(weight)
         self.each_channel(operation, scale, self.bias_of(bias, channels), step.out)
 

@@ -41,7 +41,7 @@ def _vgg() -> nn.Module:
         (LeNet300100, (1, 28, 28)),
         (lambda: CifarResNet(8), (3, 31, 29)),
         (lambda: CifarResNet(20), (3, 32, 32)),
-        (vit, (3, 24, 24)),
+        (lambda: vit(init_values=0.5), (3, 24, 24)),
         pytest.param(CifarVGG, (3, 32, 32), marks=LONG),
         pytest.param(lambda: WideResNet(16, 2), (3, 32, 32), marks=LONG),
         pytest.param(_timm("resnet18"), (3, 65, 47), marks=LONG),
