@@ -2,14 +2,15 @@
 
     python -m benchmarks.runtime [--quick] [--networks NAME,…] [--runs DIR,…] [--train]
 
-ResNet-50 and MobileNetV2 at 224 × 224 with random masks, at 20, 10, 5 and 2 % of the connections:
-either every layer has that density, or layers have those of an Erdős–Rényi kernel (arXiv
-1911.11134), in which small and early layers stay nearly dense. Depthwise layers keep all weights.
-These at batch 1 on one thread; at 10 % by Erdős–Rényi also batches of 8 and 32, two threads, and
-the peak of memory (launcher/bench/memory.py). So are the networks of runs: the demo's, and two of
-the glyphs'; `--train` trains those that are not here. Dense are PyTorch, onnxruntime, and OpenVINO
-where it is installed; engines take turns in every round. One thread is timed by processor time, so
-that what else the machine does counts little; two are by the clock, and need an idle machine.
+ResNet-50, MobileNetV2 and ViT-S at 224 × 224 with random masks, at 20, 10, 5 and 2 % of the
+connections: either every layer has that density, or layers have those of an Erdős–Rényi kernel
+(arXiv 1911.11134), in which small and early layers stay nearly dense. Depthwise layers keep all
+weights. These at batch 1 on one thread; at 10 % by Erdős–Rényi also batches of 8 and 32, two
+threads, and the peak of memory (launcher/bench/memory.py). So are the networks of runs: the demo's
+and the glyphs'; `--train` trains those that are not here. Dense are PyTorch, onnxruntime, and
+OpenVINO where it is installed; engines take turns in every round. One thread is timed by processor
+time, so that what else the machine does counts little; two are by the clock, and need an idle
+machine.
 
 The last line is a JSON object; its ratio is the time of the best dense engine ÷ that of the native
 runtime, for the first network with 10 % of its connections in every layer.
@@ -42,6 +43,7 @@ from sclcore.export.native import MODEL, open_native
 from sclcore.network.connections import find_connections
 
 DENSITIES = (0.2, 0.1, 0.05, 0.02)
+NETWORKS = ("resnet50", "mobilenetv2_100", "vit_small_patch16_224")
 TARGETS = {0.1: 1.8, 0.05: 3.0, 0.02: 5.0}
 DEVICE = torch.device("cpu")
 Files = dict[str, Path]
@@ -175,7 +177,7 @@ def random_networks(name: str, quick: bool, rounds: int, folder: Path) -> list[R
 def main() -> None:
     parser = options_parser(__doc__)
     parser.add_argument(
-        "--networks", default="resnet50,mobilenetv2_100", help="of timm, with commas between them"
+        "--networks", default=",".join(NETWORKS), help="of timm, with commas between them"
     )
     parser.add_argument("--runs", default=",".join(map(str, RUNS)), help="folders of trained runs")
     parser.add_argument("--train", action="store_true", help="train the default runs not yet here")

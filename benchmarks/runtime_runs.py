@@ -22,6 +22,10 @@ RUNS = {
         "pack glyphs --out runs/data/glyphs",
         f"train --recipe recipes/glyphs/resnet20.yaml --set optim.epochs=3 {_SHORT}",
     ),
+    Path("runs/glyphs_vit"): (
+        "pack glyphs --out runs/data/glyphs",
+        f"train --recipe recipes/glyphs/vit.yaml --set optim.epochs=3 {_SHORT}",
+    ),
 }
 
 

@@ -27,7 +27,11 @@ DOCUMENTS = (ROOT / "docs/runtime.md", ROOT / "benchmarks/RESULTS.md")
 BEGIN, END = "<!-- python -m benchmarks.runtime_tables: {} -->\n", "<!-- end -->"
 COMMANDS = {"runtime": ["--train"], "runtime_layers": []}
 _PACKAGES = ("torch", "onnxruntime", "openvino")
-_NAMES = {"resnet50": "ResNet-50", "mobilenetv2_100": "MobileNetV2"}
+_NAMES = {
+    "resnet50": "ResNet-50",
+    "mobilenetv2_100": "MobileNetV2",
+    "vit_small_patch16_224": "ViT-S",
+}
 Report = dict[str, Any]
 
 

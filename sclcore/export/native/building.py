@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sclcore.export.files import ExportError
+from sclcore.export.native.attention import attention_views
 from sclcore.export.native.steps import Kind, Network, Pair, Shape, Step
 from sclcore.export.removal.program import Program, Ref
 from sclcore.export.removal.program import Step as Operation
 
-WHAT_RUNS = "the native runtime runs convolutional networks and MLPs"
+WHAT_RUNS = "the native runtime runs convolutional networks, MLPs and ViTs"
 _SAME = {
     *("alias", "clone", "contiguous", "detach", "dropout", "feature_dropout", "lift_fresh_copy"),
     *("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze", "to", "_to_copy"),
@@ -36,8 +37,12 @@ class Builder:
         self.operations = {operation.name: operation for operation in program.steps}
         self.tensor: dict[str, int] = {}
         self.readers: Counter[str] = Counter()
+        # Views that another order of the numbers is behind: who reads them has looked at it.
+        self.known_views = attention_views(program)
         self._find_readers()
         [images] = program.inputs
+        if program.values[images].ndim == 3:
+            raise ExportError(f"{WHAT_RUNS} of images, not of tokens")
         self.network.source = self.tensor[images] = self.network.new(self.shape_of(images))
 
     def finish(self) -> Network:
@@ -46,6 +51,8 @@ class Builder:
             self._check_view(name)
         [out] = self.program.outputs
         self.network.out = self.of(Ref(out))
+        if self.program.values[out].ndim == 3:
+            raise ExportError(f"{WHAT_RUNS} that give one vector or map, not tokens")
         self.network.out_shape = tuple(self.program.values[out].shape[1:])
         return self.network
 
@@ -59,7 +66,7 @@ class Builder:
             read = [ref.name for ref in operation.refs() if ref.name in self.root]
             if not read:
                 continue
-            if operation.op in _SAME:
+            if operation.op in _SAME or operation.name in self.known_views:
                 self.root[operation.name] = self.root[read[0]]
                 continue
             self.root[operation.name] = operation.name
@@ -81,24 +88,37 @@ class Builder:
         self.network.steps.append(step)
 
     def shape_of(self, name: str) -> Shape:
-        """Of the tensor of a value: [batch, channels, height, width], or [batch, features]."""
+        """Of the tensor of a value: [batch, channels, height, width], [batch, features], or tokens
+        [batch, tokens, channels], which are a map of one row."""
         value = self.program.values[name]
         batch = self.program.values[self.program.inputs[0]].shape[0]
-        if not isinstance(value, Tensor) or value.ndim not in (2, 4) or value.shape[0] != batch:
+        if not isinstance(value, Tensor) or not 2 <= value.ndim <= 4 or value.shape[0] != batch:
             shape = text_of(value.shape) if isinstance(value, Tensor) else type(value).__name__
             what = self.operations[name].op if name in self.operations else "the input"
             raise ExportError(f"{what} gives {shape}, which is no batch of maps or vectors")
+        if value.ndim == 3:
+            return value.shape[2], 1, value.shape[1]
         return tuple([*value.shape[1:], 1, 1][:3])  # type: ignore[return-value]
 
     def _check_view(self, name: str) -> None:
         """A view may drop or add dimensions of 1, or make one vector of a map."""
         if name not in self.operations or self.operations[name].op not in _SAME:
             return
+        if name in self.known_views:
+            return
+        root = self.program.values[self.root[name]]
         tensor = self.network.tensors[self.tensor[self.root[name]]]
         value = self.program.values[name]
         batch = self.program.values[self.program.inputs[0]].shape[0]
         sizes = [size for size in value.shape[1:] if size > 1]
         full = [size for size in tensor if size > 1]
+        if 3 in (value.ndim, root.ndim):
+            # Tokens have their channels last, and here first.
+            if value.shape != root.shape:
+                raise self.refused(
+                    self.operations[name], f"to {text_of(value.shape)} has no kernel"
+                )
+            return
         if value.shape[0] != batch or sizes not in (full, [math.prod(tensor)] * (len(full) > 0)):
             raise self.refused(self.operations[name], f"to {text_of(value.shape)} has no kernel")
 
@@ -129,6 +149,22 @@ class Builder:
 
     def bias_of(self, argument: Any, outputs: int) -> Any:
         return np.zeros(outputs, np.float32) if argument is None else self.constant(argument)
+
+    def each_channel(
+        self, operation: Operation, scale: Any, shift: Any, source: int | None = None
+    ) -> None:
+        """scale · x + shift with a number for each channel; x is `source`, or what it reads."""
+        source = self.of(operation.args[0]) if source is None else source
+        channels, height, width = self.network.tensors[source]
+        if self.shape_of(operation.name)[0] != channels:
+            raise self.refused(operation, "of a flattened map has no kernel")
+        if height == width == 1:
+            step = Step(Kind.LINEAR, source, -1, weight=np.diag(scale))
+        else:
+            step = Step(Kind.CONV, source, -1, groups=channels)
+            step.weight = scale.reshape(channels, 1, 1, 1)
+        step.bias = shift
+        self.add_step(operation, step)
 
     def refused(self, operation: Operation, why: str) -> ExportError:
         where = f" ({operation.place.name})" if operation.place.name else ""

@@ -45,7 +45,12 @@ def save_network(network: Network, path: Path, metadata: Mapping[str, Any]) -> N
         program += struct.pack("<2f", step.low, step.high)
         windows = (*step.kernel, *step.stride, *step.dilation, *step.before)
         program += _numbers(*windows, step.groups)
-        if step.weight is None or step.bias is None:
+        if step.bias is None:
+            continue
+        if step.weight is None:
+            sections = [np.ascontiguousarray(step.bias, "<f4").tobytes()]
+            entries.append(Entry(step.name, [len(sections[0])], list(step.bias.shape), 0))
+            bodies.append(sections)
             continue
         numbers, sections = _coded(step.weight, step.bias)
         program += _numbers(*numbers)

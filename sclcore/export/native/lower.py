@@ -11,8 +11,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from sclcore.export.folding import fold_batch_norm
-from sclcore.export.native.building import Builder, filled, float32, pair, text_of
+from sclcore.export.native.building import filled, float32, pair, text_of
 from sclcore.export.native.steps import Activation, Kind, Network, Pair, Step
+from sclcore.export.native.tokens import TOKENS, Tokens
 from sclcore.export.removal.program import Ref, trace
 from sclcore.export.removal.program import Step as Operation
 
@@ -22,12 +23,14 @@ _ACTIVATIONS = {
     "tanh": Activation.TANH,
     "hardswish": Activation.HARDSWISH,
     "hardsigmoid": Activation.HARDSIGMOID,
+    "gelu": Activation.GELU,
 }
 _LOWERED = {
     *("conv2d", "linear", "batch_norm", "relu", "relu6", "hardtanh", "clamp", "clamp_min", "add"),
     "sub",
     *("mul", "div", "mean", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "slice", "pad"),
     *("constant_pad_nd", "group_norm"),
+    *TOKENS,
 }
 
 
@@ -41,16 +44,18 @@ def lower(model: nn.Module, example: Tensor) -> Network:
     return _Lowering(trace(folded, example)).lower()
 
 
-class _Lowering(Builder):
+class _Lowering(Tokens):
     """A method for each operator, by the name that torch.export gives it."""
 
     def lower(self) -> Network:
         without = [o for o in self.lowered if o.op not in _ACTIVATIONS and o.op not in _LOWERED]
         if without:
-            others = sorted({o.op for o in without} - {without[0].op})
+            others = sorted({o.op for o in without if o.op[0] != "<"} - {without[0].op})
             more = f" (nor have {', '.join(others)})" if others else ""
             raise self.refused(without[0], f"has no kernel{more}")
         for operation in self.lowered:
+            if operation.kwargs.get("approximate", "none") != "none":
+                raise self.refused(operation, "by an approximation has no kernel")
             if operation.op in _ACTIVATIONS:
                 self._activate(operation, _ACTIVATIONS[operation.op])
             else:
@@ -83,9 +88,14 @@ class _Lowering(Builder):
 
     def _linear(self, operation: Operation) -> None:
         source, weight, bias = filled(operation.args, (None, None, None))
-        if self.program.values[source.name].ndim != 2:
-            raise self.refused(operation, "works on tokens, for which there is no kernel")
         matrix = self.constant(weight)
+        if self.program.values[source.name].ndim == 3:
+            step = Step(Kind.CONV, self.of(source), -1, weight=matrix[:, :, None, None])
+            step.bias = self.bias_of(bias, len(matrix))
+            self.add_step(operation, step)
+            return
+        if self.program.values[source.name].ndim != 2:
+            raise self.refused(operation, "of the last of four dimensions has no kernel")
         step = Step(Kind.LINEAR, self.of(source), -1, weight=matrix)
         step.bias = self.bias_of(bias, len(matrix))
         self.add_step(operation, step)
@@ -101,7 +111,7 @@ class _Lowering(Builder):
         shift = -self.program.value(mean) * scale
         if bias is not None:
             shift = shift + self.program.value(bias)
-        self._each_channel(operation, float32(scale), float32(shift))
+        self.each_channel(operation, float32(scale), float32(shift))
 
     def _group_norm(self, operation: Operation) -> None:
         source, groups, weight, bias, epsilon, _ = filled(
@@ -113,7 +123,7 @@ class _Lowering(Builder):
         ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
         scale = ones if weight is None else self.constant(weight)
         shift = zeros if bias is None else self.constant(bias)
-        self._each_channel(operation, scale, shift, step.out)
+        self.each_channel(operation, scale, shift, step.out)
 
     def _relu(self, operation: Operation) -> None:
         self._activate(operation, Activation.CLIP, 0.0)
@@ -138,6 +148,8 @@ class _Lowering(Builder):
             raise self.refused(operation, "with a factor has no kernel")
         one, other = operation.args
         if self._with_number(operation, lambda number: (1.0, number)):
+            return
+        if self.add_constants(operation):
             return
         self.check_equal_shapes(operation)
         tensors = [self.of(one), self.of(other)]
@@ -165,6 +177,8 @@ class _Lowering(Builder):
     def _mul(self, operation: Operation) -> None:
         if self._with_number(operation, lambda number: (number, 0.0)):
             return
+        if self.scale_channels(operation):
+            return
         one, other = operation.args
         maps: list[Any] = [self.program.values[ref.name].shape for ref in (one, other)]
         if maps[0] != maps[1] and math.prod(maps[0][2:]) == 1:
@@ -185,6 +199,9 @@ class _Lowering(Builder):
 
     def _mean(self, operation: Operation) -> None:
         _, dims, *_ = filled(operation.args, (None, None))
+        if self.program.values[operation.args[0].name].ndim == 3 and list(dims or []) == [1]:
+            self.add_step(operation, Step(Kind.MEAN, self.of(operation.args[0]), -1))
+            return
         if self.map_of(operation) and sorted(d % 4 for d in dims or []) == [2, 3]:
             self.add_step(operation, Step(Kind.MEAN, self.of(operation.args[0]), -1))
             return
@@ -229,7 +246,7 @@ class _Lowering(Builder):
         self.map_of(operation)
         if dim not in (2, 3) or start not in (None, 0):
             raise self.refused(operation, "that does not begin with the first pixel has no kernel")
-        self._select(operation, stride=(stride, 1) if dim == 2 else (1, stride))
+        self._pixels(operation, stride=(stride, 1) if dim == 2 else (1, stride))
 
     def _pad(self, operation: Operation) -> None:
         _, sides, mode, value = filled(operation.args, (None, (), "constant", None))
@@ -237,7 +254,7 @@ class _Lowering(Builder):
         left, _, top, _, first, _ = [*sides, 0, 0, 0, 0, 0, 0][:6]
         if mode != "constant" or value or min(*sides, 0) < 0 or len(sides) > 6:
             raise self.refused(operation, "with something else than zeros has no kernel")
-        self._select(operation, before=(top, left), first=first)
+        self._pixels(operation, before=(top, left), first=first)
 
     def _constant_pad_nd(self, operation: Operation) -> None:
         source, sides, value = filled(operation.args, (None, (), 0))
@@ -262,22 +279,6 @@ class _Lowering(Builder):
             self.add_step(operation, host)
         host.activation, host.low, host.high = activation, low, high
 
-    def _each_channel(
-        self, operation: Operation, scale: Any, shift: Any, source: int | None = None
-    ) -> None:
-        """scale · x + shift with a number for each channel; x is `source`, or what it reads."""
-        source = self.of(operation.args[0]) if source is None else source
-        channels, height, width = self.network.tensors[source]
-        if self.program.values[operation.name].shape[1] != channels:
-            raise self.refused(operation, "of a flattened map has no kernel")
-        if height == width == 1:
-            step = Step(Kind.LINEAR, source, -1, weight=np.diag(scale))
-        else:
-            step = Step(Kind.CONV, source, -1, groups=channels)
-            step.weight = scale.reshape(channels, 1, 1, 1)
-        step.bias = shift
-        self.add_step(operation, step)
-
     def _with_number(self, operation: Operation, factors: Callable[[float], Pair | Any]) -> bool:
         """Lower an operation of a tensor and a plain number, if it is one."""
         numbers = [a for a in operation.args if isinstance(a, int | float)]
@@ -296,7 +297,7 @@ class _Lowering(Builder):
             operation.name, operation.op, operation.target, tuple(tensors), {}, operation.place
         )
         ones = np.ones(channels, np.float32)
-        self._each_channel(moved, scale * ones, shift * ones)
+        self.each_channel(moved, scale * ones, shift * ones)
         return True
 
     def _average(self, operation: Operation, window: Pair, stride: Pair, before: Pair) -> None:
@@ -307,7 +308,7 @@ class _Lowering(Builder):
         step.bias = np.zeros(channels, np.float32)
         self.add_step(operation, step)
 
-    def _select(
+    def _pixels(
         self,
         operation: Operation,
         stride: Pair = (1, 1),
@@ -346,4 +347,4 @@ class _Lowering(Builder):
 
 def _can_end(step: Step) -> bool:
     """Whether the step's kernel applies an activation."""
-    return step.kind not in (Kind.MAXPOOL, Kind.MEAN, Kind.NORMALISE)
+    return step.kind in (Kind.CONV, Kind.LINEAR, Kind.ADD, Kind.SCALE, Kind.ACTIVATE)

@@ -26,6 +26,10 @@ class Kind(enum.IntEnum):
     MEAN = 6
     ACTIVATE = 7
     NORMALISE = 8
+    EMBED = 10
+    ATTEND = 11
+    LAYERNORM = 12
+    SELECT = 13
 
 
 class Activation(enum.IntEnum):
@@ -37,6 +41,7 @@ class Activation(enum.IntEnum):
     TANH = 3
     HARDSWISH = 4
     HARDSIGMOID = 5
+    GELU = 6
 
 
 @dataclass
@@ -48,6 +53,10 @@ class Step:
     a map in row-major order. `before` is the padding above and to the left; below and to the
     right, padding is what the output's size needs. `groups` are those of a convolution, or what
     channels are normalised in; then `low` is epsilon.
+
+    Tokens are a map of one row. EMBED makes them of a map's pixels: behind as many constant ones as
+    `before` says, and with `bias` [channels, tokens] added. ATTEND has queries, keys and values as
+    channels of its source, `groups` heads and the scale `low`. SELECT gives token `before`.
     """
 
     kind: Kind

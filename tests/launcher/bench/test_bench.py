@@ -44,7 +44,7 @@ NAMED = ["--model", "small_convnet", "--kwarg", "width=8", "--image-size", "8"]
 
 def test_a_table_and_a_line_of_json(sparse_model: Path, capsys: Output) -> None:
     threads = torch.get_num_threads()
-    options = ["--batch", "1,4", "--rounds", "2", "--threads", "1,2", "--device", "cpu"]
+    options = ["--batch", "1,4", "--rounds", "3", "--threads", "1", "--device", "cpu"]
     assert main(["bench", str(sparse_model), *NAMED, *options]) == 0
     out = capsys.readouterr().out
     report: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -61,12 +61,12 @@ def test_a_table_and_a_line_of_json(sparse_model: Path, capsys: Output) -> None:
     assert report["not_run"]["2:4"] == "needs a GPU" and "not run: 2:4: needs a GPU" in out
     assert {*report["not_run"]} <= {"2:4", "openvino"}
     assert 0 < report["bytes"]["native"] < report["bytes"]["onnxruntime"] / 2
-    assert len(report["milliseconds"]) == 2 * 2 * len(ran)
+    assert len(report["milliseconds"]) == 2 * len(ran)
     for row in report["milliseconds"]:
         assert 0 < row["p5"] <= row["median"] <= row["p95"]
         assert row["ratio"] == 1 or row["form"] != "as trained"
     assert report["macs"]["live"] < report["macs"]["dense"] and 0 < report["density"] < 0.12
-    assert report["threads"] == [1, 2] and not report["memory"] and "cores" in report["machine"]
+    assert report["threads"] == [1] and not report["memory"] and "cores" in report["machine"]
     assert "native, which leaves them out" in out
     assert torch.get_num_threads() == threads
 
@@ -110,13 +110,16 @@ def test_the_memory_of_an_engine_is_its_own(sparse_model: Path, tmp_path: Path) 
 
 
 @pytest.mark.long
-def test_memory_beside_latency(sparse_model: Path, capsys: Output) -> None:
-    options = ["--batch", "1", "--rounds", "1", "--threads", "1", "--device", "cpu", "--memory"]
+def test_memory_and_threads_beside_latency(sparse_model: Path, capsys: Output) -> None:
+    # Of two threads, which a busy machine makes wait for each other.
+    options = ["--batch", "1", "--rounds", "1", "--threads", "1,2", "--device", "cpu", "--memory"]
     assert main(["bench", str(sparse_model), *NAMED, *options]) == 0
     out = capsys.readouterr().out
     report: dict[str, Any] = json.loads(out.splitlines()[-1])
     assert "MB at the peak, beyond imports (in all)" in out
-    rows = {row["form"]: row for row in report["memory"]}
+    for rows in (report["memory"], report["milliseconds"]):
+        assert {row["threads"] for row in rows} == {1, 2} == set(report["threads"])
+    rows = {row["form"]: row for row in report["memory"] if row["threads"] == 1}
     assert rows.keys() == {row["form"] for row in report["milliseconds"]}
     assert all(0 < row["before"] <= row["peak"] for row in rows.values())
     # Of the two libraries one is torch.

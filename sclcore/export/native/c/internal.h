@@ -19,9 +19,14 @@
 #define DENSE_ROWS 4   /* outputs that the dense kernel computes together */
 #define DENSE_VECTORS 6
 #define MOST_IMAGES 64 /* interleaved in a block */
+#define MOST_QUERIES 64 /* tokens whose attention is computed together */
 
-typedef enum { CONV = 1, LINEAR, ADD, SCALE, MAXPOOL, MEAN, ACTIVATE, NORMALISE, ARRANGE } Kind;
-typedef enum { CLIP = 0, SILU, SIGMOID, TANH, HARDSWISH, HARDSIGMOID, ACTIVATIONS } Activation;
+typedef enum {
+    CONV = 1, LINEAR, ADD, SCALE, MAXPOOL, MEAN, ACTIVATE, NORMALISE,
+    ARRANGE, /* never in a file */
+    EMBED, ATTEND, LAYERNORM, SELECT /* of tokens: maps with one row, a column for each */
+} Kind;
+typedef enum { CLIP = 0, SILU, SIGMOID, TANH, HARDSWISH, HARDSIGMOID, GELU, ACTIVATIONS } Activation;
 
 /* A map of `channels` planes, or a vector where height and width are 1. Each plane has `margin`
  * rows of zeros above and below, and `pad` columns of zeros that end one row and begin the next:
@@ -55,15 +60,15 @@ typedef struct {
     Kind kind;
     int in, in2, out; /* tensors; in2 is -1, a residual, or the second operand */
     Activation activation;
-    float low, high; /* of CLIP; of NORMALISE, low is epsilon */
+    float low, high; /* of CLIP; of NORMALISE and LAYERNORM, low is epsilon, of ATTEND the scale */
     int kernel[2], stride[2], dilation[2], before[2]; /* of rows, of columns */
-    int groups;
+    int groups; /* of ATTEND, heads */
     /* weights */
     uint32_t live, size;
     int top; /* largest exponent */
     Rice positions, exponents;
     const uint8_t *mantissas, *biases;
-    float *bias;
+    float *bias; /* of EMBED, what is added to each token: [channels][tokens] */
     Entry *entries;    /* of output o: first[o] … first[o + 1] */
     uint32_t *first;
     uint32_t *blocks;  /* dense: as `first`, of DENSE_ROWS outputs each */
@@ -91,6 +96,15 @@ typedef struct {
     float low, high;
 } Tile;
 
+/* One head of an attention: `depth` channels each of queries, keys and values, `plane` floats apart. */
+typedef struct {
+    const float *queries, *keys, *values;
+    float *out, *scores; /* [tokens][MOST_QUERIES] */
+    size_t plane;
+    int tokens, depth;
+    float scale;
+} Head;
+
 typedef void (*TileKernel)(const Tile *tile, size_t at, int begin, int end);
 
 typedef struct {
@@ -105,6 +119,8 @@ typedef struct {
     void (*larger)(const float *x, float *most, size_t count);
     void (*slide)(float *row, size_t count, int window);
     void (*every)(const float *x, float *out, size_t count, size_t stride);
+    void (*attend)(const Head *head);
+    void (*layer_norm)(const float *x, float *out, size_t plane, int channels, size_t count, float epsilon);
     void (*dot)(const Step *step, const float *in, float *out, int begin, int end, size_t columns);
 } Kernels;
 

@@ -66,6 +66,8 @@ static bool same_shape(const Tensor *a, const Tensor *b) {
     return a->channels == b->channels && a->height == b->height && a->width == b->width;
 }
 
+static bool is_tokens(const Tensor *t) { return t->height == 1 && t->width > 1; }
+
 static bool within(int value, int least, int most) { return value >= least && value <= most; }
 
 static bool check_windows(const Step *s, const Tensor *in, const Tensor *out) {
@@ -115,6 +117,18 @@ static bool check_step(const struct scl_model *m, Step *s) {
     case NORMALISE:
         return !second && same_shape(in, out) && within(s->groups, 1, in->channels) &&
                in->channels % s->groups == 0;
+    case EMBED:
+        return !second && is_tokens(out) && in->channels == out->channels &&
+               within(s->before[1], 0, out->width) &&
+               pixels(in) + (size_t)s->before[1] == (size_t)out->width;
+    case ATTEND:
+        return !second && is_tokens(in) && is_tokens(out) && in->width == out->width &&
+               in->channels % 3 == 0 && in->channels / 3 == out->channels &&
+               within(s->groups, 1, out->channels) && out->channels % s->groups == 0;
+    case LAYERNORM: return !second && is_tokens(in) && same_shape(in, out);
+    case SELECT:
+        return !second && is_tokens(in) && is_vector(out) && in->channels == out->channels &&
+               within(s->before[1], 0, in->width - 1);
     default: return false;
     }
 }
@@ -169,7 +183,7 @@ static bool read_step(struct scl_model *m, Reader *r, Step *s, const bool *writt
         take_code(r, &s->exponents);
     }
     int last = m->tensor_count - 1;
-    if (r->short_of || !within(kind, CONV, NORMALISE) || !within(activation, 0, ACTIVATIONS - 1) ||
+    if (r->short_of || !within(kind, CONV, SELECT) || !within(activation, 0, ACTIVATIONS - 1) ||
         !within(s->in, 0, last) || !within(s->in2, -1, last) || !within(s->out, 0, last))
         return false;
     s->kind = (Kind)kind;
@@ -180,7 +194,8 @@ static bool read_step(struct scl_model *m, Reader *r, Step *s, const bool *writt
 }
 
 static bool read_weights(struct scl_model *m, Reader *r, Step *s) {
-    if (s->kind != CONV && s->kind != LINEAR) return true;
+    if (s->kind == EMBED) s->biases = take(r, elements(&m->tensors[s->out]) * 4);
+    if (s->kind != CONV && s->kind != LINEAR) return !r->short_of;
     for (int i = 0; i < 2; i++) {
         Rice *code = i ? &s->exponents : &s->positions;
         code->quotients = take(r, code->quotient_bytes);

@@ -96,6 +96,12 @@ static bool lay_out(struct scl_model *m) {
         /* Offsets are kept in 32 bits. */
         sound = t->floats < (size_t)1 << 31;
     }
+    /* Tokens lie in rows without zeros around them: only 1×1 convolutions read them. */
+    for (int i = 0; i < count && sound; i++) {
+        const Tensor *in = &m->tensors[all[i].in], *out = &m->tensors[all[i].out];
+        if (all[i].kind >= EMBED && all[i].kind != SELECT) sound = !out->pad && !out->margin;
+        if (all[i].kind == ATTEND) sound = sound && !in->pad && !in->margin;
+    }
     return sound;
 }
 
@@ -183,6 +189,14 @@ static bool pack_blocks(const struct scl_model *m, Step *s, int outputs) {
     s->offsets = offsets;
     s->weights = weights;
     return true;
+}
+
+static bool pack_embedding(struct scl_model *m, Step *s) {
+    const Tensor *out = &m->tensors[s->out];
+    size_t count = (size_t)out->channels * (size_t)out->width;
+    s->bias = calloc(count, sizeof *s->bias);
+    if (s->bias) memcpy(s->bias, s->biases, count * sizeof *s->bias);
+    return s->bias;
 }
 
 static int by_offset(const void *a, const void *b) {
@@ -298,6 +312,8 @@ static void plan_memory(struct scl_model *m) {
 static void choose_images(struct scl_model *m) {
     double best = 0, single = 0;
     m->images = 1;
+    for (int i = 0; i < m->step_count; i++)
+        if (m->steps[i].kind >= EMBED) return; /* their kernels are for one image */
     for (size_t images = 1; images <= MOST_IMAGES; images = images == 1 ? LINE : images * 2) {
         if (images > 1 && m->floats * images * sizeof(float) > (size_t)2 << 20) break;
         double cost = 0;
@@ -321,7 +337,8 @@ static void choose_images(struct scl_model *m) {
 }
 
 static bool describe(struct scl_model *m) {
-    static const char *names[] = {"", "conv", "linear", "add", "scale", "maxpool", "mean", "activate", "normalise", "arrange"};
+    static const char *names[] = {"", "conv", "linear", "add", "scale", "maxpool", "mean", "activate", "normalise", "arrange",
+                                  "embed", "attend", "layernorm", "select"};
     size_t room = (size_t)m->step_count * 160 + 1, used = 0;
     m->description = calloc(room, 1);
     if (!m->description) return false;
@@ -341,6 +358,9 @@ static bool prepare(struct scl_model *m, Failure *failure) {
     if (!lay_out(m)) return fail(failure, "the file describes a network too large for this runtime");
     for (int i = 0; i < m->step_count; i++)
         if ((m->steps[i].kind == CONV || m->steps[i].kind == LINEAR) && !pack(m, i, failure)) return false;
+    for (int i = 0; i < m->step_count; i++)
+        if (m->steps[i].kind == EMBED && !pack_embedding(m, &m->steps[i]))
+            return fail(failure, "there is not enough memory for the weights");
     plan_memory(m);
     choose_images(m);
     drop_unused(m);
@@ -348,6 +368,8 @@ static bool prepare(struct scl_model *m, Failure *failure) {
         if (m->widest < m->tensors[i].pitch) m->widest = m->tensors[i].pitch;
     for (int i = 0; i < m->step_count; i++) {
         Step *s = &m->steps[i];
+        size_t scores = (size_t)m->tensors[s->in].width * MOST_QUERIES;
+        if (s->kind == ATTEND && m->widest < scores) m->widest = scores;
         s->positions = s->exponents = (Rice){0}; /* into bytes of the caller's */
         s->mantissas = s->biases = NULL;
     }

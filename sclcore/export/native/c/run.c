@@ -220,8 +220,39 @@ static void run_normalise(const struct scl_model *m, const Step *s, const float 
     }
 }
 
+/* The pixels of a map as tokens, behind those that are constants, and what is added to each. */
+static void run_embed(const struct scl_model *m, const Step *s, const float *in, float *out, int begin,
+                      int end) {
+    const Tensor *from = &m->tensors[s->in], *to = &m->tensors[s->out];
+    size_t width = (size_t)from->width, tokens = (size_t)to->width;
+    for (int c = begin; c < end; c++) {
+        const float *added = s->bias + (size_t)c * tokens;
+        float *target = out + (size_t)c * to->plane + to->origin;
+        memcpy(target, added, tokens * sizeof(float));
+        target += s->before[1];
+        for (int y = 0; y < from->height; y++, target += width) {
+            const float *line = in + (size_t)c * from->plane + from->origin + (size_t)y * from->pitch;
+            for (size_t x = 0; x < width; x++) target[x] += line[x];
+        }
+    }
+}
+
+/* Heads begin … end; the input has the queries of all heads, then their keys, then their values. */
+static void run_attend(const struct scl_model *m, const Step *s, const float *in, float *out,
+                       float *scores, int begin, int end) {
+    const Tensor *to = &m->tensors[s->out];
+    size_t depth = (size_t)(to->channels / s->groups), all = (size_t)to->channels * to->plane;
+    for (int head = begin; head < end; head++) {
+        size_t at = (size_t)head * depth * to->plane;
+        Head h = {in + at, in + all + at, in + 2 * all + at, out + at, scores, to->plane,
+                  to->width, (int)depth, s->low};
+        m->kernels->attend(&h);
+    }
+}
+
+/* Chunk `thread` of `threads`; `row` is for the one that runs it alone. */
 static void run_step(const struct scl_model *m, const Workspace *w, const Step *s, size_t images,
-                     int thread, int threads) {
+                     float *row, int thread, int threads) {
     const Tensor *from = &m->tensors[s->in], *to = &m->tensors[s->out];
     const Kernels *k = m->kernels;
     const float *in = place(m, w, images, s->in);
@@ -229,7 +260,8 @@ static void run_step(const struct scl_model *m, const Workspace *w, const Step *
     float *out = place(m, w, images, s->out);
     bool blocks = s->dense && (s->kind == CONV || images > 1);
     int units = blocks ? (to->channels + DENSE_ROWS - 1) / DENSE_ROWS : to->channels;
-    if (s->kind == NORMALISE) units = s->groups;
+    if (s->kind == NORMALISE || s->kind == ATTEND) units = s->groups;
+    if (s->kind == LAYERNORM) units = (int)round_up((size_t)to->width, LINE) / LINE;
     int begin = share(blocks ? s->blocks : s->first, units, thread, threads);
     int end = share(blocks ? s->blocks : s->first, units, thread + 1, threads);
     if (blocks) {
@@ -266,13 +298,23 @@ static void run_step(const struct scl_model *m, const Workspace *w, const Step *
         memcpy(out + start, in + start, count * sizeof(float));
         k->activate(out + start, count, s->activation, s->low, s->high);
         break;
-    case MAXPOOL: run_maxpool(m, s, in, out, w->rows[thread], images, begin, end); break;
+    case MAXPOOL: run_maxpool(m, s, in, out, row, images, begin, end); break;
     case MEAN: run_mean(m, s, in, out, images, begin, end); break;
     case NORMALISE:
         run_normalise(m, s, in, out, images, begin, end);
         begin *= to->channels / s->groups;
         end *= to->channels / s->groups;
         break;
+    case EMBED: run_embed(m, s, in, out, begin, end); return;
+    case ATTEND: run_attend(m, s, in, out, row, begin, end); return;
+    case LAYERNORM:
+        k->layer_norm(in + begin * LINE, out + begin * LINE, to->plane, to->channels,
+                      (size_t)(end - begin) * LINE, s->low);
+        return;
+    case SELECT:
+        for (int c = begin; c < end; c++)
+            out[c] = in[(size_t)c * from->plane + from->origin + (size_t)s->before[1]];
+        return;
     }
     if (to->edges) clear_edges(to, out, images, begin, end);
 }

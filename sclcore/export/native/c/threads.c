@@ -8,17 +8,17 @@
 
 #define SPINS 4000 /* before a waiting thread lets others run */
 
-typedef struct {
-    struct scl_model *model;
-    const float *images;
-    float *outputs;
-    size_t batch;
-    Workspace *workspace; /* of all threads together, or NULL: each takes one of its own */
-    atomic_size_t next;   /* image that no thread has begun */
-    atomic_bool failed;
-} Call;
+/* A call's work is stages, one after the other, and each is some chunks, which threads take as they
+ * come: so none waits for one that the system has not let run. The ticket says what can be taken: the
+ * call's number, the stage, and how many of its chunks are left. */
+#define CHUNK_BITS 24
+#define STAGE_BITS 20
+#define MOST_CHUNKS ((uint64_t)1 << CHUNK_BITS)
+#define NO_STAGE (((uint64_t)1 << STAGE_BITS) - 1)
+#define ROUNDS (((uint64_t)1 << (64 - CHUNK_BITS - STAGE_BITS)) - 1)
 
-/* Threads that help one call at a time. */
+/* Threads that help one call at a time. What is said of the call is read by those alone that have
+ * taken a chunk of it: until that is done, the call is under way. */
 typedef struct Team {
     int threads; /* the caller's own included */
     int started;
@@ -26,10 +26,17 @@ typedef struct Team {
     pid_t process; /* a fork has none of the threads */
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    unsigned round;
+    uint64_t round;
     bool end;
-    Call *call;
-    atomic_uint arrived, passed;
+    struct scl_model *model;
+    const float *images;
+    float *outputs;
+    size_t batch;
+    Workspace *workspace; /* of all threads together, or NULL: each chunk is a block of images */
+    uint64_t stages;
+    _Atomic uint64_t ticket;
+    atomic_size_t pending; /* chunks of the stage that are not done */
+    atomic_bool failed;
 } Team;
 
 typedef struct {
@@ -42,21 +49,6 @@ static void relax(int spins) {
 #if defined(__x86_64__)
     else __builtin_ia32_pause();
 #endif
-}
-
-/* Returns when all threads of the team are here. */
-static void meet(Team *team) {
-    if (!team || team->threads == 1) return;
-    unsigned passed = atomic_load_explicit(&team->passed, memory_order_acquire);
-    if (atomic_fetch_add(&team->arrived, 1) + 1 == (unsigned)team->threads) {
-        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&team->passed, passed + 1, memory_order_release);
-        return;
-    }
-    for (int spins = 0; atomic_load_explicit(&team->passed, memory_order_acquire) == passed;) {
-        if (spins <= SPINS) spins++;
-        relax(spins);
-    }
 }
 
 static size_t input_floats(const struct scl_model *m) {
@@ -77,78 +69,97 @@ static size_t next_block(const struct scl_model *m, size_t left) {
     return images;
 }
 
-static void run_block(const struct scl_model *m, const Workspace *w, const float *images,
-                      float *outputs, size_t count, size_t together, Team *team, int thread) {
-    int threads = team ? team->threads : 1;
-    read_images(m, w, images, count, together, thread, threads);
-    meet(team);
-    for (int i = 0; i < m->step_count; i++) {
-        run_step(m, w, &m->steps[i], together, thread, threads);
-        meet(team);
+/* Images that are interleaved, and how many of a batch those are. */
+typedef struct {
+    size_t at, count, together;
+} Block;
+
+/* Where block number `number` of a batch is; with count 0, how many blocks there are is in `at`. */
+static Block block_of(const struct scl_model *m, size_t batch, size_t number) {
+    size_t whole = batch >= m->pays || m->images == 1 ? batch / m->images : 0;
+    if (number < whole) return (Block){number * m->images, m->images, m->images};
+    for (size_t at = whole * m->images, block = whole;; block++) {
+        size_t left = batch - at, together = next_block(m, left);
+        size_t count = together < left ? together : left;
+        if (!left) return (Block){block, 0, 0};
+        if (block == number) return (Block){at, count, together};
+        at += count;
     }
-    if (thread == 0) write_outputs(m, w, outputs, count, together);
-    meet(team);
 }
 
 static void free_workspace(const struct scl_model *m, Workspace *w);
 static Workspace *take_workspace(struct scl_model *m, size_t images, int threads);
 static void give_back(struct scl_model *m, Workspace *w);
 
-/* Blocks one after the other, all threads at each. */
-static void work_together(Call *call, Team *team, int thread) {
-    struct scl_model *m = call->model;
-    for (size_t at = 0; at < call->batch;) {
-        size_t left = call->batch - at, together = next_block(m, left);
-        size_t count = together < left ? together : left;
-        run_block(m, call->workspace, call->images + at * input_floats(m),
-                  call->outputs + at * output_floats(m), count, together, team, thread);
-        at += count;
-    }
+/* One block by one thread; false without memory. */
+static bool run_alone(struct scl_model *m, const float *images, float *outputs, size_t batch, size_t number) {
+    Block b = block_of(m, batch, number);
+    Workspace *w = take_workspace(m, next_block(m, batch), 1);
+    if (!w) return false;
+    read_images(m, w, images + b.at * input_floats(m), b.count, b.together, 0, 1);
+    for (int i = 0; i < m->step_count; i++) run_step(m, w, &m->steps[i], b.together, w->rows[0], 0, 1);
+    write_outputs(m, w, outputs + b.at * output_floats(m), b.count, b.together);
+    give_back(m, w);
+    return true;
 }
 
-/* Blocks as they come, each by one thread. */
-static void work_apart(Call *call) {
-    struct scl_model *m = call->model;
-    Workspace *w = take_workspace(m, next_block(m, call->batch), 1);
+static void run_chunk(Team *t, uint64_t stage, int chunk, int thread) {
+    struct scl_model *m = t->model;
+    Workspace *w = t->workspace;
     if (!w) {
-        atomic_store(&call->failed, true);
+        if (!run_alone(m, t->images, t->outputs, t->batch, (size_t)chunk)) atomic_store(&t->failed, true);
         return;
     }
-    for (;;) {
-        size_t at = atomic_load(&call->next), count, together;
-        do {
-            if (at >= call->batch) {
-                give_back(m, w);
-                return;
-            }
-            size_t left = call->batch - at;
-            together = next_block(m, left);
-            count = together < left ? together : left;
-        } while (!atomic_compare_exchange_weak(&call->next, &at, at + count));
-        run_block(m, w, call->images + at * input_floats(m), call->outputs + at * output_floats(m), count,
-                  together, NULL, 0);
-    }
+    uint64_t of_block = (uint64_t)m->step_count + 2, part = stage % of_block;
+    Block b = block_of(m, t->batch, stage / of_block);
+    if (part == 0)
+        read_images(m, w, t->images + b.at * input_floats(m), b.count, b.together, chunk, t->threads);
+    else if (part == of_block - 1)
+        write_outputs(m, w, t->outputs + b.at * output_floats(m), b.count, b.together);
+    else
+        run_step(m, w, &m->steps[part - 1], b.together, w->rows[thread], chunk, t->threads);
 }
 
-static void work(Call *call, Team *team, int thread) {
-    if (call->workspace) work_together(call, team, thread);
-    else work_apart(call);
+static void begin_stage(Team *t, uint64_t round, uint64_t stage) {
+    uint64_t chunks = 0;
+    if (stage == t->stages) stage = NO_STAGE;
+    else if (!t->workspace) chunks = block_of(t->model, t->batch, SIZE_MAX).at;
+    else chunks = (stage + 1) % ((uint64_t)t->model->step_count + 2) ? (uint64_t)t->threads : 1;
+    atomic_store_explicit(&t->pending, (size_t)chunks, memory_order_relaxed);
+    uint64_t number = (round & ROUNDS) << (CHUNK_BITS + STAGE_BITS);
+    atomic_store_explicit(&t->ticket, number | stage << CHUNK_BITS | chunks, memory_order_release);
+}
+
+/* Takes chunks of this round until all its stages are done. */
+static void work(Team *t, uint64_t round, int thread) {
+    for (int spins = 0;;) {
+        uint64_t ticket = atomic_load_explicit(&t->ticket, memory_order_acquire);
+        uint64_t stage = ticket >> CHUNK_BITS & NO_STAGE, left = ticket & (MOST_CHUNKS - 1);
+        if (ticket >> (CHUNK_BITS + STAGE_BITS) != (round & ROUNDS) || stage == NO_STAGE) return;
+        if (!left) {
+            if (spins <= SPINS) spins++;
+            relax(spins);
+            continue;
+        }
+        if (!atomic_compare_exchange_weak(&t->ticket, &ticket, ticket - 1)) continue;
+        spins = 0;
+        run_chunk(t, stage, (int)left - 1, thread);
+        if (atomic_fetch_sub(&t->pending, 1) == 1) begin_stage(t, round, stage + 1);
+    }
 }
 
 static void *help(void *argument) {
     Helper helper = *(Helper *)argument;
     free(argument);
     Team *team = helper.team;
-    for (unsigned seen = 0;;) {
+    for (uint64_t seen = 0;;) {
         pthread_mutex_lock(&team->lock);
         while (team->round == seen && !team->end) pthread_cond_wait(&team->changed, &team->lock);
         seen = team->round;
-        Call *call = team->call;
         bool end = team->end;
         pthread_mutex_unlock(&team->lock);
         if (end) return NULL;
-        work(call, team, helper.number);
-        meet(team);
+        work(team, seen, helper.number);
     }
 }
 
@@ -251,29 +262,48 @@ static void give_back(struct scl_model *m, Workspace *w) {
     pthread_mutex_unlock(&m->lock);
 }
 
+/* By a team, which is the workspace's. */
+static bool run_team(struct scl_model *m, Workspace *w, const float *images, size_t batch, float *outputs) {
+    Team *t = w->team;
+    size_t blocks = block_of(m, batch, SIZE_MAX).at;
+    uint64_t stages = (uint64_t)blocks * ((uint64_t)m->step_count + 2);
+    /* Whole blocks need no meeting; but the last ones would leave threads idle. */
+    size_t threads = (size_t)t->threads;
+    bool together = blocks < 4 * threads && blocks % threads && stages < NO_STAGE;
+    t->model = m;
+    t->images = images;
+    t->outputs = outputs;
+    t->batch = batch;
+    t->workspace = together ? w : NULL;
+    t->stages = together ? stages : 1;
+    atomic_store(&t->failed, false);
+    pthread_mutex_lock(&t->lock);
+    uint64_t round = ++t->round;
+    begin_stage(t, round, 0);
+    pthread_cond_broadcast(&t->changed);
+    pthread_mutex_unlock(&t->lock);
+    work(t, round, 0);
+    return !atomic_load(&t->failed);
+}
+
 int scl_run(scl_model *m, const float *images, size_t batch, float *outputs, int threads) {
     if (!batch) return 0;
-    size_t together = next_block(m, batch);
-    Call call = {.model = m, .images = images, .outputs = outputs, .batch = batch};
     if (threads <= 1) {
-        work_apart(&call);
-        return atomic_load(&call.failed) ? -1 : 0;
+        size_t blocks = block_of(m, batch, SIZE_MAX).at;
+        for (size_t number = 0; number < blocks; number++)
+            if (!run_alone(m, images, outputs, batch, number)) return -1;
+        return 0;
     }
-    size_t blocks = (batch + together - 1) / together;
-    Workspace *w = take_workspace(m, together, threads);
+    Workspace *w = take_workspace(m, next_block(m, batch), threads);
     if (!w) return -1;
-    /* Whole blocks need no meeting; but the last ones would leave threads idle. */
-    if (blocks < 4 * (size_t)threads && blocks % (size_t)threads) call.workspace = w;
-    Team *team = w->team;
-    pthread_mutex_lock(&team->lock);
-    team->call = &call;
-    team->round++;
-    pthread_cond_broadcast(&team->changed);
-    pthread_mutex_unlock(&team->lock);
-    work(&call, team, 0);
-    meet(team);
+    bool sound = true;
+    /* As many at a time as there can be chunks. */
+    size_t most = (size_t)(MOST_CHUNKS - 1) / LINE * LINE;
+    for (size_t at = 0; at < batch && sound; at += most)
+        sound = run_team(m, w, images + at * input_floats(m), batch - at < most ? batch - at : most,
+                         outputs + at * output_floats(m));
     give_back(m, w);
-    return atomic_load(&call.failed) ? -1 : 0;
+    return sound ? 0 : -1;
 }
 
 int scl_profile(scl_model *m, const float *images, size_t batch, float *outputs, double *nanoseconds,
@@ -285,7 +315,7 @@ int scl_profile(scl_model *m, const float *images, size_t batch, float *outputs,
     for (int i = 0; i < m->step_count; i++) {
         struct timespec began, ended;
         clock_gettime(CLOCK_MONOTONIC, &began);
-        run_step(m, w, &m->steps[i], together, 0, 1);
+        run_step(m, w, &m->steps[i], together, w->rows[0], 0, 1);
         clock_gettime(CLOCK_MONOTONIC, &ended);
         if (i < steps)
             nanoseconds[i] = 1e9 * (double)(ended.tv_sec - began.tv_sec) + (double)(ended.tv_nsec - began.tv_nsec);

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -101,6 +102,9 @@ def sparse(model: nn.Module, density: float, seed: int = 0) -> nn.Module:
             module.weight.copy_(weight * live)
             if module.bias is not None:
                 nn.init.normal_(module.bias, std=0.3, generator=generator)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.bias, std=0.3, generator=generator)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
             nn.init.normal_(module.bias, std=0.3, generator=generator)
@@ -109,6 +113,15 @@ def sparse(model: nn.Module, density: float, seed: int = 0) -> nn.Module:
             nn.init.normal_(mean, std=0.2, generator=generator)
             nn.init.uniform_(variance, 0.5, 1.5, generator=generator)
     return model.eval()
+
+
+def vit(**more: Any) -> nn.Module:
+    """A ViT of two blocks for images of 24×24 pixels: 9 patches and the class token."""
+    size: dict[str, Any] = {"img_size": 24, "patch_size": 8, "embed_dim": 36, "num_heads": 6}
+    model = timm.create_model("vit_tiny_patch16_224", **size, depth=2, num_classes=5, **more)
+    if isinstance(model.cls_token, nn.Parameter):
+        nn.init.normal_(model.cls_token, generator=torch.Generator().manual_seed(0))
+    return model
 
 
 class Watched:

@@ -26,6 +26,7 @@ from tests.sclcore.export.native.native import (
     noise,
     runtime_of,
     sparse,
+    vit,
 )
 
 _FEW = settings(
@@ -86,6 +87,13 @@ def test_random_layers(
 
 
 @pytest.fixture(scope="module")
+def written_vit(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("written") / "model.scln"
+    save_network(lower(sparse(vit(in_chans=2), 0.3), torch.zeros(2, 2, 24, 24)), path, {})
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("written") / "model.scln"
     model = sparse(SmallConvNet(in_chans=2, width=4), 0.3)
@@ -119,17 +127,26 @@ def _with_checksum(content: bytes) -> bytes:
 
 
 @_FEW
-@given(changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4))
+@given(
+    changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
+    tokens=st.booleans(),
+)
 def test_files_that_lie_do_no_harm(
-    changes: list[tuple[float, int]], written: bytes, watched: Watched, tmp_path: Path
+    changes: list[tuple[float, int]],
+    tokens: bool,
+    written: bytes,
+    written_vit: bytes,
+    watched: Watched,
+    tmp_path: Path,
 ) -> None:
     """With a right checksum, whatever the numbers of the program are: refused, or run within
     its memory."""
-    start = 14 + struct.unpack("<I", written[10:14])[0]
+    sound = written_vit if tokens else written
+    start = 14 + struct.unpack("<I", sound[10:14])[0]
     # The program, and the first bytes of positions: a value of a weight does no harm.
-    lying = bytearray(written)
+    lying = bytearray(sound)
     for at, value in changes:
-        lying[start + int(at * 400)] = value
+        lying[start + int(at * (800 if tokens else 400))] = value
     path = tmp_path / "lying.scln"
     path.write_bytes(_with_checksum(bytes(lying)))
     watched.run(path, noise(1, (2, 64, 64)))
@@ -137,10 +154,13 @@ def test_files_that_lie_do_no_harm(
 
 def test_whole_networks_under_sanitizers(watched: Watched, tmp_path: Path) -> None:
     path = tmp_path / "model.scln"
-    for (norm, shape), batch in itertools.product(
-        [("batch", (3, 8, 12)), ("group", (1, 8, 8))], (1, 5, 33)
-    ):
-        model = sparse(SmallConvNet(in_chans=shape[0], width=8, norm=norm), 0.2)
+    networks: list[tuple[nn.Module, tuple[int, ...]]] = [
+        (SmallConvNet(in_chans=3, width=8, norm="batch"), (3, 8, 12)),
+        (SmallConvNet(in_chans=1, width=8, norm="group"), (1, 8, 8)),
+        (vit(), (3, 24, 24)),
+    ]
+    for (model, shape), batch in itertools.product(networks, (1, 5, 33)):
+        sparse(model, 0.2)
         images = noise(batch, shape)
         expected = runtime_of(model, shape, path)(images.numpy())
         found = watched.run(path, images, threads=2)

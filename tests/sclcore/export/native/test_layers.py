@@ -91,7 +91,7 @@ class Ends(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.functions = [f.relu, f.relu6, f.silu, torch.sigmoid, torch.tanh]
-        self.functions += [f.hardswish, f.hardsigmoid, lambda x: x.clamp(-0.5, 0.7)]
+        self.functions += [f.hardswish, f.hardsigmoid, f.gelu, lambda x: x.clamp(-0.5, 0.7)]
         self.layers = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in self.functions)
 
     def forward(self, x: Tensor) -> Tensor:

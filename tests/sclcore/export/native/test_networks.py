@@ -20,7 +20,7 @@ from launcher.models.small import LeNet5Caffe, LeNet300100, SmallConvNet
 from sclcore.export import ExportError, save_compact
 from sclcore.export.native import save_native
 from sclcore.export.native.lower import lower
-from tests.sclcore.export.native.native import BATCHES, assert_equal, noise, runtime_of, sparse
+from tests.sclcore.export.native.native import BATCHES, assert_equal, noise, runtime_of, sparse, vit
 
 Build = Callable[[], nn.Module]
 LONG = pytest.mark.long
@@ -41,6 +41,7 @@ def _vgg() -> nn.Module:
         (LeNet300100, (1, 28, 28)),
         (lambda: CifarResNet(8), (3, 31, 29)),
         (lambda: CifarResNet(20), (3, 32, 32)),
+        (lambda: vit(init_values=0.5), (3, 24, 24)),
         pytest.param(CifarVGG, (3, 32, 32), marks=LONG),
         pytest.param(lambda: WideResNet(16, 2), (3, 32, 32), marks=LONG),
         pytest.param(_timm("resnet18"), (3, 65, 47), marks=LONG),
@@ -51,6 +52,9 @@ def _vgg() -> nn.Module:
         pytest.param(_timm("efficientnet_b0"), (3, 64, 64), marks=LONG),
         pytest.param(_timm("regnety_002"), (3, 64, 64), marks=LONG),
         pytest.param(_timm("mobilenetv3_small_100"), (3, 64, 64), marks=LONG),
+        pytest.param(_timm("vit_small_patch16_224"), (3, 224, 224), marks=LONG),
+        pytest.param(_timm("deit3_small_patch16_224"), (3, 224, 224), marks=LONG),
+        pytest.param(lambda: vit(global_pool="avg", class_token=False), (3, 24, 24), marks=LONG),
     ],
 )
 def test_outputs(build: Build, shape: tuple[int, ...], tmp_path: Path) -> None:
@@ -133,18 +137,69 @@ class Unflattened(nn.Module):
         return x.reshape(len(x), 4, 8)
 
 
+class TokensAsAVector(nn.Module):
+    """Whose numbers are in another order than the runtime has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.flatten(2).transpose(1, 2).flatten(1))
+
+
+class Attention(nn.Module):
+    """Of queries that are no third of one layer, or whose keys are elsewhere in it."""
+
+    def __init__(self, swapped: bool) -> None:
+        super().__init__()
+        self.layer, self.swapped = nn.Linear(2, 6), swapped
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        three = self.layer(tokens).reshape(len(x), 16, 3, 1, 2).permute(2, 0, 3, 1, 4)
+        q, k, v = three.unbind(0)
+        if self.swapped:
+            q, k = k, q
+        y = nn.functional.scaled_dot_product_attention(q if self.swapped else q + 1, k, v)
+        return y.transpose(1, 2).reshape(len(x), 16, 2).mean(1)
+
+
+class SizeByTheValues(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[x > 0]
+
+
+class PathByTheValues(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu() if x.sum() > 0 else x.tanh()
+
+
+def test_shapes_that_depend_on_the_values_are_refused() -> None:
+    images = torch.zeros(2, 2, 4, 4)
+    with pytest.raises(ExportError, match="must not depend on the values of tensors"):
+        lower(PathByTheValues(), images)
+    with pytest.raises(ExportError, match=r"the operator gt has no kernel \(nor have .*index"):
+        lower(SizeByTheValues(), images)
+
+
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (nn.Sequential(nn.Conv2d(2, 4, 1), nn.GELU()), r"the operator gelu \(1\) has no kernel"),
+        (nn.Sequential(nn.Conv2d(2, 4, 1), nn.ELU()), r"the operator elu \(1\) has no kernel"),
+        (nn.GELU("tanh"), "the operator gelu by an approximation has no kernel"),
+        (TokensAsAVector(), "the operator flatten to 2×32 has no kernel"),
+        (Attention(True), "scaled_dot_product_attention other than of one Linear layer's thirds"),
+        (Attention(False), r"the operator unbind has no kernel \(nor have getitem"),
+        (nn.Flatten(2), "the operator flatten to 2×2×16 has no kernel"),
         (TwoMaps(), "the operator mul of 2×2×4×4 and 2×2×4×4 has no kernel"),
         (Unflattened(), "the operator reshape to 2×4×8 has no kernel"),
         (nn.MaxPool2d(2, dilation=2), "max_pool2d with a dilation has no kernel"),
         (nn.ConvTranspose2d(2, 2, 2), "the operator conv_transpose2d has no kernel"),
         (nn.AdaptiveAvgPool2d(3), "adaptive_avg_pool2d from 4×4 to 3×3 has no kernel"),
-        (nn.Linear(4, 3), "the operator linear works on tokens"),
+        (nn.Linear(4, 3), "the operator linear of the last of four dimensions has no kernel"),
     ],
 )
 def test_what_has_no_kernel_is_named(model: nn.Module, sentence: str) -> None:
-    with pytest.raises(ExportError, match=f"{sentence}.*convolutional networks and MLPs$"):
+    with pytest.raises(ExportError, match=f"{sentence}.*convolutional networks, MLPs and ViTs"):
         lower(model, torch.zeros(2, 2, 4, 4))
