@@ -138,7 +138,7 @@ def compared(lines: list[Line]) -> dict[str, Any]:
             }
             more = [line.top1 - base[split] for split, line in of_name.items() if split in base]
             found.setdefault(f"{100 * asked:g} %", {})[name] = {
-                "top1": spread(np.array([line.top1 for line in of_name.values()])),
+                "top-1": spread(np.array([line.top1 for line in of_name.values()])),
                 "density": float(np.mean([line.density for line in of_name.values()])),
                 "more": spread(np.array(more)),
             }
@@ -147,7 +147,7 @@ def compared(lines: list[Line]) -> dict[str, Any]:
 
 def printed(found: dict[str, Any]) -> str:
     rows = [
-        [name, asked, shown(row["top1"]), f"{100 * row['density']:.2f} %", shown(row["more"])]
+        [name, asked, shown(row["top-1"]), f"{100 * row['density']:.2f} %", shown(row["more"])]
         for asked, of_density in found.items()
         for name, row in of_density.items()
     ]
