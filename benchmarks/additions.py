@@ -72,7 +72,7 @@ class Averages:
 
 def taught_by(network: nn.Module, of: Images, weight: float, temperature: float) -> Loss:
     """The loss with a teacher, which sees the student's images as they are."""
-    channels = of.images.shape[1]
+    channels = 3 if of.images.shape[1] == 3 else 1
     stats = ImageStats(channels=channels, mean=[0] * channels, std=[1] * channels, measured_on=1)
     config = DistillConfig(teacher="dense", weight=weight, temperature=temperature)
     teacher = Teacher(network, config, stats, stats)

@@ -32,9 +32,9 @@ def test_differences_are_of_the_same_split() -> None:
 
 
 def test_the_average_and_the_teacher_are_the_launcher_s() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    linear = nn.Linear(4, 2, bias=False)
+    model, weight = nn.Sequential(nn.Flatten(), linear), linear.weight
     averages = Averages()
-    weight = model[1].weight
     with torch.no_grad():
         weight.copy_(torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1]]))
         averages.after_update(model)
