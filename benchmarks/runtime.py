@@ -1,13 +1,15 @@
 """How much faster a sparse network runs in the native runtime than dense in the best dense engine.
 
-    python -m benchmarks.runtime [--quick] [--networks NAME,…] [--run runs/digits_scl]
+    python -m benchmarks.runtime [--quick] [--networks NAME,…] [--runs DIR,…] [--train]
 
 ResNet-50 and MobileNetV2 at 224 × 224 with random masks, at 20, 10, 5 and 2 % of the connections:
 either every layer has that density, or layers have those of an Erdős–Rényi kernel (arXiv
 1911.11134), in which small and early layers stay nearly dense. Depthwise layers keep all weights.
-And the network of a run, the demo's. Batch 1, and 8 and 32 of the run's; one thread. Engines take
-turns in every round and are timed by processor time, so that what else the machine does counts
-little. Dense are PyTorch, onnxruntime, and OpenVINO where it is installed.
+These at batch 1 on one thread; at 10 % by Erdős–Rényi also batches of 8 and 32, two threads, and
+the peak of memory (launcher/bench/memory.py). So are the networks of runs: the demo's, and two of
+the glyphs'; `--train` trains those that are not here. Dense are PyTorch, onnxruntime, and OpenVINO
+where it is installed; engines take turns in every round. One thread is timed by processor time, so
+that what else the machine does counts little; two are by the clock, and need an idle machine.
 
 The last line is a JSON object; its ratio is the time of the best dense engine ÷ that of the native
 runtime, for the first network with 10 % of its connections in every layer.
@@ -18,28 +20,32 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
 from benchmarks.common import options_parser, parse, report, table
-from launcher.bench.engines import openvino_session
+from benchmarks.runtime_runs import RUNS, train_missing
+from launcher.bench.engines import session
+from launcher.bench.memory import measured
 from launcher.bench.timing import latencies
 from launcher.export.source import open_source
 from sclcore.driver.budgets import erk_densities
 from sclcore.export import save_compact, save_onnx
-from sclcore.export.graphs import onnx_session
-from sclcore.export.native import open_native
+from sclcore.export.native import MODEL, open_native
 from sclcore.network.connections import find_connections
 
 DENSITIES = (0.2, 0.1, 0.05, 0.02)
 TARGETS = {0.1: 1.8, 0.05: 3.0, 0.02: 5.0}
 DEVICE = torch.device("cpu")
-Run = Callable[[Tensor], object]
+Files = dict[str, Path]
+"""Engine → the file that it loads; the native runtime's first."""
 Row = dict[str, Any]
 
 
@@ -60,64 +66,110 @@ def masked(model: nn.Module, density: float, spread: str) -> tuple[nn.Module, in
     return model.eval(), live
 
 
-def dense_engines(model: nn.Module, example: Tensor, folder: Path) -> dict[str, Run]:
-    path = folder / "dense.onnx"
-    save_onnx(model, path, example)
-    engines: dict[str, Run] = {"torch": model, "onnxruntime": onnx_session(path, 1)}
+def dense_files(model: nn.Module, example: Tensor, folder: Path) -> Files:
+    folder.mkdir()
+    save_onnx(model, folder / "dense.onnx", example)
+    torch.save(model, folder / "dense.pt")
+    files = {"torch": folder / "dense.pt", "onnxruntime": folder / "dense.onnx"}
     if importlib.util.find_spec("openvino") is not None:
-        engines["openvino"] = openvino_session(path, 1)
-    return engines
+        files["openvino"] = folder / "dense.onnx"
+    return files
 
 
-def measure(engines: dict[str, Run], images: Tensor, rounds: int) -> dict[str, float]:
-    """Milliseconds of processor time of each, and under `ratio` best dense ÷ native."""
-    calls = {name: (lambda run=run: run(images)) for name, run in engines.items()}
-    with torch.inference_mode():
-        timed = latencies(calls, rounds, DEVICE, time.process_time)
-    milliseconds = {name: latency.median for name, latency in timed.items()}
+def native_file(model: nn.Module, example: Tensor, folder: Path) -> Files:
+    folder.mkdir(exist_ok=True)
+    open_native(model, folder, example)
+    return {"native": folder / MODEL}
+
+
+def measure(files: Files, images: Tensor, threads: int, rounds: int) -> Row:
+    """Milliseconds of each engine, and under `ratio` best dense ÷ native."""
+    torch.set_num_threads(threads)
+    runs = {engine: session(engine, file, threads) for engine, file in files.items()}
+    calls = {name: (lambda run=run: run(images)) for name, run in runs.items()}
+    clock = time.process_time if threads == 1 else time.perf_counter
+    timed = latencies(calls, rounds, DEVICE, clock)
     # Within a round: the ratio to the first, which is native.
     best = min(latency.ratio for name, latency in timed.items() if name != "native")
-    return {**milliseconds, "ratio": best}
+    milliseconds = {name: latency.median for name, latency in timed.items()}
+    return {"threads": threads, "milliseconds": milliseconds, "ratio": best}
 
 
-def networks(name: str, size: int, rounds: int, folder: Path, quick: bool) -> list[Row]:
+def at_densities(
+    name: str, files: Files, size: int, rounds: int, folder: Path, quick: bool
+) -> list[Row]:
+    """Batch 1, one thread; the first row is the one that the last line is about."""
     example = torch.zeros(2, 3, size, size)
-    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    dense, _ = masked(timm.create_model(name), 1.0, "uniform")
-    engines = dense_engines(dense, example, folder)
+    images = noise(1, example)
     rows: list[Row] = []
     for spread in ("uniform", "erk"):
         for density in DENSITIES[1:2] if quick else DENSITIES:
             model, live = masked(timm.create_model(name), density, spread)
-            native = open_native(model, folder, example)
-            size_of = (folder / "model.scln").stat().st_size
+            native = native_file(model, example, folder)
             save_compact({k: v + 0 for k, v in model.state_dict().items()}, folder / "model.sclc")
-            sizes = {"bytes": size_of, "compact": (folder / "model.sclc").stat().st_size}
-            timed = measure({"native": native, **engines}, images, rounds)
-            rows.append({"network": name, "spread": spread, "density": density, "live": live,
-                         "batch": 1, **sizes, "milliseconds": timed, "ratio": timed.pop("ratio"),
-                         "target": TARGETS.get(density)})  # fmt: skip
+            sizes = {
+                "bytes": native["native"].stat().st_size,
+                "compact": (folder / "model.sclc").stat().st_size,
+            }
+            rows.append(
+                {"network": name, "spread": spread, "density": density, "live": live, "batch": 1}
+                | sizes
+                | measure({**native, **files}, images, 1, rounds)
+                | {"target": TARGETS.get(density)}
+            )
             print(f"{name} {spread} {density:.0%}: {rows[-1]['ratio']:.2f}×", flush=True)
     return rows
 
 
-def trained(run: Path, rounds: int, folder: Path) -> list[Row]:
+def at_batches(
+    about: Row, files: Files, example: Tensor, batches: Sequence[int], rounds: int, folder: Path
+) -> list[Row]:
+    """Several images at a time, on one thread and two, and the memory that takes."""
+    rows: list[Row] = []
+    for batch in batches:
+        images = noise(batch, example)
+        np.save(folder / "images.npy", images.numpy())
+        for threads in (1, 2):
+            memory = {
+                engine: asdict(measured(engine, file, folder / "images.npy", threads))
+                for engine, file in files.items()
+            }
+            timed = measure(files, images, threads, rounds)
+            sizes = {"bytes": files["native"].stat().st_size}
+            rows.append({**about, "batch": batch, **sizes, **timed, "memory": memory})
+            rows[-1]["target"] = about["target"] if (batch, threads) == (32, 1) else None
+            what = f"{about['network']}, batch {batch}, {threads} threads"
+            print(f"{what}: {timed['ratio']:.2f}×", flush=True)
+    return rows
+
+
+def trained(run: Path, rounds: int, folder: Path, batches: Sequence[int]) -> list[Row]:
     source = open_source(run)
     model, example = source.model, source.network.example(2)
     live = sum(int(torch.count_nonzero(c.parameter)) for c in find_connections(model))
-    engines = {
-        "native": open_native(model, folder, example),
-        **dense_engines(model, example, folder),
-    }
-    rows = []
-    for batch in (1, 8, 32):
-        images = torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(0))
-        timed = measure(engines, images, rounds)
-        rows.append({"network": str(run), "spread": "trained", "density": None, "live": live,
-                     "batch": batch, "bytes": (folder / "model.scln").stat().st_size,
-                     "milliseconds": timed, "ratio": timed.pop("ratio"),
-                     "target": 2.0 if batch == 32 else None})  # fmt: skip
-    return rows
+    size = sum(c.parameter.numel() for c in find_connections(model))
+    folder.mkdir()
+    files = native_file(model, example, folder) | dense_files(model, example, folder / "dense")
+    about = {"network": run.name, "spread": "trained", "density": live / size, "live": live}
+    return at_batches({**about, "target": 2.0}, files, example, batches, rounds, folder)
+
+
+def noise(batch: int, example: Tensor) -> Tensor:
+    return torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+
+
+def random_networks(name: str, quick: bool, rounds: int, folder: Path) -> list[Row]:
+    size = 64 if quick else 224
+    example = torch.zeros(2, 3, size, size)
+    folder.mkdir()
+    dense, _ = masked(timm.create_model(name), 1.0, "uniform")
+    files = dense_files(dense, example, folder / "dense")
+    rows = at_densities(name, files, size, rounds, folder, quick)
+    model, live = masked(timm.create_model(name), 0.1, "erk")
+    files = native_file(model, example, folder) | files
+    about = {"network": name, "spread": "erk", "density": 0.1, "live": live, "target": None}
+    few = max(2, rounds // 3)
+    return rows + at_batches(about, files, example, (1,) if quick else (1, 8, 32), few, folder)
 
 
 def main() -> None:
@@ -125,29 +177,50 @@ def main() -> None:
     parser.add_argument(
         "--networks", default="resnet50,mobilenetv2_100", help="of timm, with commas between them"
     )
-    parser.add_argument("--run", type=Path, default=Path("runs/digits_scl"), help="a trained run")
+    parser.add_argument("--runs", default=",".join(map(str, RUNS)), help="folders of trained runs")
+    parser.add_argument("--train", action="store_true", help="train the default runs not yet here")
     options = parse(parser)
-    torch.set_num_threads(1)
-    rounds, size = (2, 64) if options.quick else (15, 224)
+    if options.train:
+        train_missing()
+    rounds = 2 if options.quick else 15
     names = ["resnet18"] if options.quick else options.networks.split(",")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            rows += networks(name, size, rounds, Path(folder), options.quick)
-        if options.run.exists():
-            rows += trained(options.run, 4 * rounds, Path(folder))
-        else:
-            print(f"no {options.run}: make demo trains it; or name another with --run")
+        for name in filter(None, names):
+            rows += random_networks(name, options.quick, rounds, Path(folder) / name)
+        for run in map(Path, filter(None, options.runs.split(","))):
+            if run.exists():
+                batches = (1, 32) if options.quick else (1, 8, 32)
+                rows += trained(run, 4 * rounds, Path(folder) / run.name, batches)
+            else:
+                print(f"no {run}: --train trains it")
+    show(rows)
+    first = rows[0]
+    for row in rows:
+        if row["spread"] == "uniform" and row["density"] == 0.1:
+            first = row
+            break
+    report(
+        "runtime",
+        ratio=first["ratio"],
+        target=TARGETS[0.1],
+        device=DEVICE,
+        details={"rows": rows, "rounds": rounds},
+    )
+
+
+def show(rows: Sequence[Row]) -> None:
     engines = list(rows[0]["milliseconds"])
     print(
         table(
-            ["", "layers", "density", "batch", *engines, "ratio", "target"],
+            ["", "layers", "density", "batch", "threads", *engines, "ratio", "target"],
             [
                 [
                     row["network"],
                     row["spread"],
-                    "" if row["density"] is None else f"{row['density']:.0%}",
+                    f"{row['density']:.3g}",
                     str(row["batch"]),
+                    str(row["threads"]),
                     *(f"{row['milliseconds'][name]:.3g}" for name in engines),
                     f"{row['ratio']:.2f}",
                     f"{row['target'] or ''}",
@@ -155,14 +228,6 @@ def main() -> None:
                 for row in rows
             ],
         )
-    )
-    first = next(r for r in rows if r["spread"] == "uniform" and r["density"] == 0.1)
-    report(
-        "runtime",
-        ratio=first["ratio"],
-        target=TARGETS[0.1],
-        device=DEVICE,
-        details={"rows": rows, "rounds": rounds, "image_size": size},
     )
 
 

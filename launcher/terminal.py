@@ -38,15 +38,23 @@ def is_plain(stream: TextIO) -> bool:
     return os.environ.get("TERM") == "dumb" or not stream.isatty()
 
 
+def importing(what: str) -> Waiting:
+    """While it is open, `what` is imported, as the first that a command does.
+
+    It speaks sooner than others: nothing has been said yet.
+    """
+    return Waiting(f"importing {what}", first=1.0)
+
+
 class Waiting:
     """While it is open, says now and then what is waited for, and for how long it has been.
 
-    To stderr, after 5 s and then ever more rarely; nothing if all is done sooner. It has a thread:
-    to be closed before the process forks.
+    To stderr, after 5 s (or `first`, where that is sooner) and then ever more rarely; nothing if
+    all is done before. It has a thread: to be closed before the process forks.
     """
 
-    def __init__(self, doing: str, hint: str = "") -> None:
-        self._doing, self._hint = doing, hint
+    def __init__(self, doing: str, hint: str = "", first: float = 5.0) -> None:
+        self._doing, self._hint, self._first = doing, hint, first
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="waiting", daemon=True)
 
@@ -59,18 +67,18 @@ class Waiting:
         self._thread.join()
 
     def _run(self) -> None:
-        pace = Pace()
+        pace = Pace(self._first)
         while not self._closed.wait(max(0.0, pace.next_at - pace.seconds)):
             if pace.is_due():
                 say(f"{self._doing}: {pace.seconds:.0f} s so far{self._hint}")
 
 
 class Pace:
-    """When to say again that something still goes on: after 5 s, and then ever more rarely."""
+    """When to say again that something still goes on: as `moments` has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: float = 5.0) -> None:
         self._began = time.monotonic()
-        self._moments = moments()
+        self._moments = moments(first)
         self.next_at = next(self._moments)
 
     @property
@@ -86,9 +94,10 @@ class Pace:
         return True
 
 
-def moments() -> Iterator[float]:
-    """In seconds from the beginning; from the first minute on, once a minute."""
-    yield from (5.0, 10.0, 20.0, 40.0)
+def moments(first: float = 5.0) -> Iterator[float]:
+    """In seconds from the beginning: `first`, 5, 10 …; from the first minute on, once a minute."""
+    yield first
+    yield from (at for at in (5.0, 10.0, 20.0, 40.0) if at > first)
     for minute in itertools.count(1):
         yield 60.0 * minute
 

@@ -18,6 +18,12 @@ def cubic_density(progress: float, *, final: float, begin: float, end: float) ->
     return final + (1 - final) * (1 - t) ** 3
 
 
+def check_course(begin: float, end: float) -> None:
+    """Raises ValueError where a course would end before it begins."""
+    if begin >= end:
+        raise ValueError(f"begin must lie below end, which is {end}")
+
+
 def half_cosine(progress: float, *, first: float, end: float) -> float:
     """From `first` at 0 to 0 at `end`."""
     return 0.5 * first * (1 + math.cos(math.pi * progress / end))

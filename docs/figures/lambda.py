@@ -42,8 +42,10 @@ OF_FORECAST = 0.2
 SCHEDULE = Schedule(freeze_masks_at=0.5)
 
 
-def train(network: str, epochs: int, lam: float | None, target: float | None = None) -> float:
-    """The density when the masks are final."""
+def train(
+    network: str, epochs: int, lam: float | None, target: float | None = None, faster: float = 1.0
+) -> float:
+    """The density when the masks are final; `faster` is a factor of the learning rate."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = MODELS[network]()
@@ -53,7 +55,7 @@ def train(network: str, epochs: int, lam: float | None, target: float | None = N
     method = SCLMethod(lam=lam, target_density=target).for_run(SCHEDULE, total)
     optimizer = SCL(
         connection_groups(model),
-        lr=LR if "ConvNet" in network else LR / 2,
+        lr=faster * (LR if "ConvNet" in network else LR / 2),
         lam=lam or 0.0,
         mask_lr=float(method.mask_lr),
         nesterov=True,

@@ -9,17 +9,20 @@ from launcher.errors import UsageError
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure: batch sizes, threads (None: one per core), how often, on what."""
+    """What to measure: batch sizes, threads (None: one per core), how often, on what, and whether
+    memory as well, which takes a process for each number."""
 
     batches: tuple[int, ...] = (1, 32)
-    threads: int | None = None
+    threads: tuple[int, ...] | None = None
     rounds: int = 30
     device: str | None = None
+    memory: bool = False
 
     def check(self) -> None:
         """Raises UsageError."""
-        for option, value in (("--batch", min(self.batches)), ("--rounds", self.rounds)):
+        least = {"--batch": min(self.batches), "--rounds": self.rounds}
+        if self.threads is not None:
+            least["--threads"] = min(self.threads)
+        for option, value in least.items():
             if value < 1:
                 raise UsageError(f"{option} is {value}; it must be at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"--threads is {self.threads}; it must be at least 1")

@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from launcher.bench.form import Form, Run
+from launcher.bench.sessions import ENGINES
 from sclcore.export import ExportError, save_onnx
-from sclcore.export.graphs import onnx_session
-from sclcore.export.native import open_native
+from sclcore.export.native import MODEL, open_native
 
 _ON_CPU = "measured on the CPU: --device cpu"
 _ONNX = "needs pip install 'scl-train[onnx]'"
 
 
 def engines(
-    model: nn.Module, smaller: nn.Module | None, example: Tensor, threads: int
+    model: nn.Module, smaller: nn.Module | None, example: Tensor, folder: Path
 ) -> list[Form]:
-    """Every engine with the model in it, on the CPU; `smaller` is it without dead features."""
-    with tempfile.TemporaryDirectory() as folder:
-        given = _onnx_file(model, Path(folder) / "model.onnx", example)
-        removed = None
-        if smaller is not None:
-            removed = _onnx_file(smaller, Path(folder) / "smaller.onnx", example)
-        return [
-            _in_onnx("onnxruntime", given, lambda path: onnx_session(path, threads)),
-            _in_onnx("onnxruntime, removed", removed, lambda path: onnx_session(path, threads)),
-            _in_openvino(given, threads),
-            _native(model, example, threads),
-        ]
+    """Every engine with the model in it, on the CPU; `smaller` is it without dead features.
+
+    Their files are written into `folder`, which must stay until all is measured.
+    """
+    given = _onnx_file(model, folder / "model.onnx", example)
+    removed = None
+    if smaller is not None:
+        removed = _onnx_file(smaller, folder / "smaller.onnx", example)
+    return [
+        _in_onnx("onnxruntime", given),
+        _in_onnx("onnxruntime, removed", removed),
+        _in_openvino(given),
+        _native(model, example, folder),
+    ]
 
 
 def elsewhere() -> list[Form]:
     """The same where the device is no CPU: none of them is run."""
     names = ("onnxruntime", "onnxruntime, removed", "openvino", "native")
     return [Form(name, None, _ON_CPU) for name in names]
+
+
+def session(engine: str, file: Path, threads: int) -> Run:
+    """A file in an engine of sessions.py, as a function of tensors."""
+    run = ENGINES[engine](file, threads)()
+    return lambda images: torch.from_numpy(run(images.numpy()))
 
 
 def _onnx_file(model: nn.Module, path: Path, example: Tensor) -> Path | str:
@@ -55,39 +59,36 @@ def _onnx_file(model: nn.Module, path: Path, example: Tensor) -> Path | str:
     return path
 
 
-def _in_onnx(name: str, file: Path | str | None, opened: Callable[[Path], Run]) -> Form:
+def _in_onnx(name: str, file: Path | str | None, engine: str = "onnxruntime") -> Form:
     if file is None:
         return Form(name, None, "they cannot be removed")
     if isinstance(file, str):
         return Form(name, None, file)
-    return Form(name, opened(file), bytes=file.stat().st_size)
+    return _of_file(name, engine, file)
 
 
-def _in_openvino(file: Path | str, threads: int) -> Form:
+def _of_file(name: str, engine: str, file: Path) -> Form:
+    def opened(threads: int) -> Run:
+        return session(engine, file, threads)
+
+    return Form(name, opened, engine=engine, file=file, bytes=file.stat().st_size)
+
+
+def _in_openvino(file: Path | str) -> Form:
     # No dependency: it is measured where somebody has it.
     if importlib.util.find_spec("openvino") is None:
         return Form("openvino", None, "not installed: pip install openvino")
-    return _in_onnx("openvino", file, lambda path: openvino_session(path, threads))
+    return _in_onnx("openvino", file, "openvino")
 
 
-def openvino_session(path: Path, threads: int) -> Run:
-    """An OpenVINO session on the CPU, in float32, as a function of tensors."""
-    openvino: Any = importlib.import_module("openvino")
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    # Its default may be bfloat16, in which outputs differ.
-    settings["INFERENCE_PRECISION_HINT"] = "f32"
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+def _native(model: nn.Module, example: Tensor, folder: Path) -> Form:
+    try:
+        run = open_native(model, folder, example)
+    except ExportError as error:
+        return Form("native", None, str(error))
+    file = folder / MODEL
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(compiled(images.numpy())[0].copy())
+    def opened(threads: int) -> Run:
+        return lambda images: run(images, threads)
 
-    return run
-
-
-def _native(model: nn.Module, example: Tensor, threads: int) -> Form:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            run = open_native(model, Path(folder), example, threads)
-        except ExportError as error:
-            return Form("native", None, str(error))
-        return Form("native", run, bytes=(Path(folder) / "model.scln").stat().st_size)
+    return Form("native", opened, engine="native", file=file, bytes=file.stat().st_size)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from launcher.bench.engines import elsewhere, engines
-from launcher.bench.form import Form, Run
+from launcher.bench.form import Form
 from launcher.export.source import Source
 from sclcore.export import ExportError, load_semi_structured
 from sclcore.export.folding import fold_batch_norm
@@ -38,24 +39,31 @@ class CsrLinear(nn.Module):
         return out.reshape(*x.shape[:-1], -1)
 
 
-def forms(source: Source, threads: int, device: torch.device) -> list[Form]:
-    """Every form; the first is the model as it is, which the others are compared with."""
+def forms(source: Source, device: torch.device, folder: Path) -> list[Form]:
+    """Every form; the first is the model as it is, which the others are compared with.
+
+    `folder` holds what they are read from, until all is measured.
+    """
     model = copy.deepcopy(source.model).float()
     example = source.network.example(2)
     smaller, smaller_form = _smaller(model, example)
     in_torch = [
-        Form("as trained", _torch(model, device)),
-        Form("without a zero", _torch(_filled(model), device)),
-        smaller_form if smaller is None else Form(smaller_form.name, _torch(smaller, device)),
+        _in_torch("as trained", _torch(model, device)),
+        _in_torch("without a zero", _torch(_filled(model), device)),
+        smaller_form if smaller is None else _in_torch(smaller_form.name, _torch(smaller, device)),
         _csr(model, device),
         _semi_structured(model, device),
     ]
     if device.type != "cpu":
         return [*in_torch, *elsewhere()]
-    return [*in_torch, *engines(model, smaller, example, threads)]
+    return [*in_torch, *engines(model, smaller, example, folder)]
 
 
-def _torch(model: nn.Module, device: torch.device) -> Run:
+def _in_torch(name: str, model: nn.Module) -> Form:
+    return Form(name, lambda _: model, engine="torch")
+
+
+def _torch(model: nn.Module, device: torch.device) -> nn.Module:
     model = copy.deepcopy(model).eval().requires_grad_(False)
     return model.to(device, torch.float16 if device.type == "cuda" else torch.float32)
 
@@ -91,7 +99,7 @@ def _csr(model: nn.Module, device: torch.device) -> Form:
         setattr(sparse.get_submodule(parent), attribute, CsrLinear(linear))
     if not linears:
         return Form(name, None, "the model has no Linear")
-    return Form(name, sparse.eval().requires_grad_(False))
+    return _in_torch(name, sparse.eval().requires_grad_(False))
 
 
 def _semi_structured(model: nn.Module, device: torch.device) -> Form:
@@ -102,4 +110,4 @@ def _semi_structured(model: nn.Module, device: torch.device) -> Form:
         return Form(name, None, "no layer is 2:4: see scl export --format 2:4")
     converted = copy.deepcopy(model).eval().requires_grad_(False)
     load_semi_structured(converted)
-    return Form(name, converted)
+    return _in_torch(name, converted)

@@ -24,10 +24,13 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
     console.print(
         f"{report['network']['model']}, {percent(report['density'])} of the connections live "
         f"({macs['live'] / 1e6:,.3g} of {macs['dense'] / 1e6:,.3g} million MACs); "
-        f"{report['machine']}; {report['threads']} threads",
+        f"{report['machine']}",
         soft_wrap=True,
     )
-    console.print(latency_table(report))
+    for threads in report["threads"]:
+        console.print(latency_table(report, threads))
+    if report["memory"]:
+        console.print(memory_table(report))
     for name, why in report["not_run"].items():
         console.print(f"not run: {name}: {why}", soft_wrap=True)
     sizes = [f"{name} {size:,}" for name, size in report["bytes"].items()]
@@ -37,16 +40,18 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
     console.print(json.dumps(report), soft_wrap=True)
 
 
-def latency_table(report: dict[str, Any]) -> Table:
+def latency_table(report: dict[str, Any], threads: int) -> Table:
     """Milliseconds of each form at each batch size: median (5th–95th percentile) and ratio."""
-    batches = sorted({row["batch"] for row in report["milliseconds"]})
-    table = Table(title="milliseconds per batch (5th–95th percentile)", title_justify="left")
+    of_threads = [row for row in report["milliseconds"] if row["threads"] == threads]
+    batches = sorted({row["batch"] for row in of_threads})
+    title = f"milliseconds per batch (5th–95th percentile), {threads} thread{'s' * (threads > 1)}"
+    table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for batch in batches:
         table.add_column(f"batch {batch}", justify="right")
         table.add_column("÷ first", justify="right")
     by_form: dict[str, dict[int, dict[str, Any]]] = {}
-    for row in report["milliseconds"]:
+    for row in of_threads:
         by_form.setdefault(row["form"], {})[row["batch"]] = row
     for form, rows in by_form.items():
         cells = []
@@ -55,6 +60,22 @@ def latency_table(report: dict[str, Any]) -> Table:
             spread = f"({_ms(row['p5'])}–{_ms(row['p95'])})"
             cells += [f"{_ms(row['median'])} {spread}", f"{row['ratio']:.2f}"]
         table.add_row(form, *cells)
+    return table
+
+
+def memory_table(report: dict[str, Any]) -> Table:
+    """Megabytes at the peak of a process that runs one form: beyond its imports, and in all."""
+    keys = sorted({(row["batch"], row["threads"]) for row in report["memory"]})
+    table = Table(title="MB at the peak, beyond imports (in all)", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for batch, threads in keys:
+        table.add_column(f"batch {batch}, {threads} thread{'s' * (threads > 1)}", justify="right")
+    cells: dict[str, dict[tuple[int, int], str]] = {}
+    for row in report["memory"]:
+        text = f"{(row['peak'] - row['before']) / 1e6:.1f} ({row['peak'] / 1e6:.0f})"
+        cells.setdefault(row["form"], {})[row["batch"], row["threads"]] = text
+    for form, found in cells.items():
+        table.add_row(form, *(found[key] for key in keys))
     return table
 
 

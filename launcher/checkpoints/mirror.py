@@ -13,7 +13,6 @@ import importlib.util
 import logging
 import tempfile
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +143,32 @@ def _check_package(url: str) -> None:
 def bring_newest(root: Path, url: str, resume: str) -> None:
     """Before a start: bring the newest sound checkpoint here, if the mirror has a newer one.
 
+    Raises what `_newer` does.
+    """
+    place = Place(url)
+    for name, manifest in _newer(place, root, resume):
+        try:
+            place.fetch(name, manifest, root)
+            _log.warning("continuing with %s of the mirror %s", name, place.name)
+            return
+        except Exception as error:
+            _log.warning("%s of the mirror %s is passed over: %s", name, place.name, _reason(error))
+
+
+def newest_there(root: Path, url: str, resume: str) -> str | None:
+    """The checkpoint that `bring_newest` would bring, if it is sound; nothing is brought.
+
+    Raises what `_newer` does.
+    """
+    return next((name for name, _ in _newer(Place(url), root, resume)), None)
+
+
+def _newer(place: Place, root: Path, resume: str) -> list[tuple[str, Manifest]]:
+    """What the mirror has that is newer than every sound checkpoint here, newest first.
+
     Raises UsageError where the mirror cannot be used at all, CheckpointError where it cannot say
     whether there is anything to continue and neither is there anything here.
     """
-    place = Place(url)
     here = _newest_serial(root)
     try:
         known = place.manifests()
@@ -160,7 +181,7 @@ def bring_newest(root: Path, url: str, resume: str) -> None:
             ) from error
         if here or resume != "auto":
             _log.warning("checkpoint.mirror: %s does not answer: %s", place.name, _reason(error))
-            return
+            return []
         raise CheckpointError(
             f"checkpoint.mirror: {place.name} does not say whether it has checkpoints to continue "
             f"({_reason(error)}), and {root} has none: try again, or say checkpoint.mirror=null"
@@ -170,8 +191,9 @@ def bring_newest(root: Path, url: str, resume: str) -> None:
             f"checkpoint.mirror: {place.name} already holds checkpoints and the recipe says "
             "resume: never: choose another place, or say resume: auto to continue"
         )
-    if resume == "auto":
-        _bring(place, known, root, here)
+    if resume != "auto":
+        return []
+    return [(name, known[name]) for name in reversed([*known]) if known[name].serial > here]
 
 
 def _newest_serial(root: Path) -> int:
@@ -182,18 +204,6 @@ def _newest_serial(root: Path) -> int:
         _log.warning("%s", error)
         return 0
     return 0 if found is None else read_manifest(found.path).serial
-
-
-def _bring(place: Place, known: Mapping[str, Manifest], root: Path, here: int) -> None:
-    for name in reversed([*known]):
-        if known[name].serial <= here:
-            return
-        try:
-            place.fetch(name, known[name], root)
-            _log.warning("continuing with %s of the mirror %s", name, place.name)
-            return
-        except Exception as error:
-            _log.warning("%s of the mirror %s is passed over: %s", name, place.name, _reason(error))
 
 
 class Mirror:

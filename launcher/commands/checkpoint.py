@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from launcher.commands import SUMMARIES, Commands, add_command, add_group
+from launcher.terminal import importing
 
 
 def add(commands: Commands) -> None:
@@ -116,7 +117,8 @@ def _convert(options: argparse.Namespace) -> int:
     # Before torch is imported, which takes seconds.
     check_conversion(options.checkpoint, options.out)
 
-    from launcher.checkpoints.convert import to_model, to_whole
+    with importing("PyTorch"):
+        from launcher.checkpoints.convert import to_model, to_whole
 
     {"model": to_model, "whole": to_whole}[options.to](options.checkpoint, options.out)
     print(options.out)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from launcher.commands import SUMMARIES, Commands, add_command
+from launcher.terminal import Waiting
 
 _MORE = """\
 RUN is the folder of a run, a folder of runs such as that of a sweep, or entity/project or
@@ -31,14 +32,22 @@ def add(commands: Commands) -> None:
         default="density",
         help="order of the lines (default: density)",
     )
+    parser.add_argument(
+        "--milliseconds",
+        action="store_true",
+        help="accuracy over latency too: measured here, in the native runtime, batch 1",
+    )
 
 
 def _compare(options: argparse.Namespace) -> int:
     from launcher.compare import check_out, compare_runs, show, write
 
     check_out(options.out)
-    comparison = compare_runs(options.runs, options.sort)
+    with Waiting("reading the runs", first=1.0):
+        comparison = compare_runs(options.runs, options.sort, options.milliseconds)
     show(comparison)
-    for path in write(comparison, options.out):
+    with Waiting("drawing"):
+        written = write(comparison, options.out)
+    for path in written:
         print(path)
     return 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.commands import SUMMARIES, Commands, add_command
+from launcher.terminal import Waiting, importing
 
 if TYPE_CHECKING:
     from data.shards.doctor import Diagnosis
@@ -98,18 +100,22 @@ def _check_cluster(options: argparse.Namespace) -> int:
 
         recipe = load_recipe(options.recipe, options.overrides)
 
-        from launcher.doctor.check import check_cluster
+        with importing("PyTorch"):
+            from launcher.doctor.check import check_cluster
     except ImportError as error:
         raise UsageError(
             f"the environment of this node is not complete ({error}): install it, or let all nodes "
             "use one (SCL_VENV or SCL_CONTAINER)"
         ) from error
-    return check_cluster(recipe, find_world(), options.timeout)
+    world = find_world()
+    with Waiting("checking the nodes") if world.is_main else contextlib.nullcontext():
+        return check_cluster(recipe, world, options.timeout)
 
 
 def _check_shards(folders: list[Path], quick: bool, workers: int) -> int:
-    from data.files import explained
-    from data.shards.doctor import examine, find_splits
+    with importing("PyTorch"):
+        from data.files import explained
+        from data.shards.doctor import examine, find_splits
 
     with explained(folders[0]):
         splits = [split for folder in folders for split in find_splits(folder)]

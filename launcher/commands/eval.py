@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
 def _eval(options: argparse.Namespace) -> int:
     from launcher.evaluation.room import check_room
     from launcher.folder.needed import check_path, check_run
-    from launcher.terminal import Waiting
+    from launcher.terminal import importing
 
     # Before torch is imported, which takes seconds.
     check_run(options.run, "recipe.yaml", *(() if options.model else ("model.safetensors",)))
@@ -44,7 +44,7 @@ def _eval(options: argparse.Namespace) -> int:
     if options.out is not None:
         check_room(options.out)
 
-    with Waiting("importing PyTorch"):
+    with importing("PyTorch"):
         from launcher.evaluation.report import evaluate, write
         from launcher.evaluation.show import show
 

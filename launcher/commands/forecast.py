@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
 def _forecast(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
     from launcher.recipe.load import load_recipe
-    from launcher.terminal import Waiting
+    from launcher.terminal import importing
 
     if not 0 < options.share < 1:
         raise UsageError(f"--share is {options.share}; it must lie between 0 and 1")
@@ -46,7 +46,7 @@ def _forecast(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
 
     # Not before the recipe is known to be sound: it imports torch, which takes seconds.
-    with Waiting("importing PyTorch"):
+    with importing("PyTorch"):
         from launcher.start.forecast import as_table, forecast_recipe
 
     print("\n".join(as_table(forecast_recipe(recipe, options.lam, options.share))))

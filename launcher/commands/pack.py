@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.commands import SUMMARIES, Commands, add_command, add_group
+from launcher.terminal import importing
 
 if TYPE_CHECKING:
     from data.shards.manifest import Manifest
@@ -242,14 +243,16 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack_digits(options: argparse.Namespace) -> int:
-    from data.sources.digits import digits
+    with importing("PyTorch"):
+        from data.sources.digits import digits
 
     return _pack(options, digits)
 
 
 def _pack_glyphs(options: argparse.Namespace) -> int:
-    from data.packing.claim import check_kind
-    from data.sources.glyphs import FOLDERS, glyphs
+    with importing("PyTorch"):
+        from data.packing.claim import check_kind
+        from data.sources.glyphs import FOLDERS, glyphs
 
     def source() -> Source:
         # Drawing takes a while: nothing of that for a folder that will be refused.
@@ -262,8 +265,9 @@ def _pack_glyphs(options: argparse.Namespace) -> int:
 def _pack_imagenet(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    from data.packing.claim import check_kind
-    from data.sources.ilsvrc import find_files, imagenet
+    with importing("PyTorch"):
+        from data.packing.claim import check_kind
+        from data.sources.ilsvrc import find_files, imagenet
 
     def source() -> Source:
         files = find_files(
@@ -284,7 +288,8 @@ def _pack_imagenet(options: argparse.Namespace) -> int:
 def _pack_imagefolder(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    from data.sources.image_folder import imagefolder
+    with importing("PyTorch"):
+        from data.sources.image_folder import imagefolder
 
     def source() -> Source:
         return imagefolder(options.folder, options.val_fraction, leave_out=options.leave_out)
@@ -295,7 +300,8 @@ def _pack_imagefolder(options: argparse.Namespace) -> int:
 def _pack_huggingface(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    from data.sources.huggingface import huggingface
+    with importing("PyTorch"):
+        from data.sources.huggingface import huggingface
 
     def source() -> Source:
         return huggingface(
@@ -310,16 +316,18 @@ def _pack_huggingface(options: argparse.Namespace) -> int:
 
 
 def _pack_torchvision(options: argparse.Namespace) -> int:
-    from data.sources.torchvision_sets import torchvision_set
+    with importing("PyTorch"):
+        from data.sources.torchvision_sets import torchvision_set
 
     return _pack(options, lambda: torchvision_set(options.name, options.root))
 
 
 def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
-    from data.files import explained
-    from data.packing.contact_sheet import SHEET_NAME, draw_contact_sheet
-    from data.packing.encoding import AS_IT_IS, Encoding
-    from data.packing.pack import pack
+    with importing("PyTorch"):
+        from data.files import explained
+        from data.packing.contact_sheet import SHEET_NAME, draw_contact_sheet
+        from data.packing.encoding import AS_IT_IS, Encoding
+        from data.packing.pack import pack
 
     # Before the source is looked through, which may take minutes.
     encoding = AS_IT_IS
@@ -355,10 +363,11 @@ def _check_folder(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    from data.files import explained
-    from data.packing.adopt import index_shards
-    from data.packing.contact_sheet import draw_contact_sheet
-    from data.sources.left_out import Collector
+    with importing("PyTorch"):
+        from data.files import explained
+        from data.packing.adopt import index_shards
+        from data.packing.contact_sheet import draw_contact_sheet
+        from data.sources.left_out import Collector
 
     left_out = Collector()
     with explained(options.folder):

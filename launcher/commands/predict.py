@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
     from launcher.folder.needed import check_path, check_run
-    from launcher.terminal import Waiting, say
+    from launcher.terminal import importing, say
 
     # Before torch is imported, which takes seconds.
     check_run(options.run, "recipe.yaml", *(() if options.model else ("model.safetensors",)))
@@ -49,7 +49,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     from data.files import atomic_write
 
-    with Waiting("importing PyTorch"):
+    with importing("PyTorch"):
         from launcher.evaluation.classify import classify
 
     result = classify(options.run, options.images, model=options.model)

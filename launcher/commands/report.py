@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from launcher.commands import SUMMARIES, Commands, add_command
+from launcher.terminal import Waiting, importing
 
 
 def add(commands: Commands) -> None:
@@ -25,10 +26,12 @@ def _report(options: argparse.Namespace) -> int:
     # What cannot be read is said before matplotlib is imported.
     read_run(options.run)
 
-    from launcher.reports import mask_picture, picture, report
+    with importing("Matplotlib"):
+        from launcher.reports import mask_picture, picture, report
 
-    print(picture.draw(options.run))
-    if (masks := mask_picture.draw(options.run)) is not None:
-        print(masks)
+    with Waiting("drawing"):
+        drawn = [picture.draw(options.run), mask_picture.draw(options.run)]
+    for path in filter(None, drawn):
+        print(path)
     report.show(options.run)
     return 0

@@ -38,9 +38,9 @@ def _retrain(options: argparse.Namespace) -> int:
     # Before torch is imported, which takes seconds.
     check_run(options.run, "recipe.yaml", "model.safetensors")
 
-    from launcher.terminal import Waiting
+    from launcher.terminal import importing
 
-    with Waiting("importing PyTorch"):
+    with importing("PyTorch"):
         from launcher.start.retrain import retrain_recipe
         from launcher.start.train import train
 

@@ -88,9 +88,9 @@ def _shrink(options: argparse.Namespace) -> int:
     check_source(asked.source)
 
     # Not before all is known to be there: they import torch, which takes seconds.
-    from launcher.terminal import Waiting, say
+    from launcher.terminal import importing, say
 
-    with Waiting("importing PyTorch"):
+    with importing("PyTorch"):
         from launcher.shrink.show import show
         from launcher.shrink.shrink import shrink
 

@@ -58,7 +58,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from launcher.errors import UsageError
     from launcher.recipe.shipped import find_recipe
     from launcher.start.sweep import load_sweep, plan_sweep
-    from launcher.terminal import Waiting, say
+    from launcher.terminal import importing, say
 
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs is {options.jobs}; it must be at least 1")
@@ -69,7 +69,7 @@ def _sweep(options: argparse.Namespace) -> int:
         return _train_one(runs, options.task, options.file)
 
     # Not before all recipes are known to be sound: it imports torch, which takes seconds.
-    with Waiting("importing PyTorch"):
+    with importing("PyTorch"):
         from launcher.start.sweep_jobs import check_runs, default_jobs, run_all
 
     standings = check_runs(runs)

@@ -107,6 +107,12 @@ class Comparison:
 
     configurations: list[Configuration]
 
+    @cached_property
+    def costs(self) -> tuple[str, ...]:
+        """What accuracies are drawn over: milliseconds only where they were measured."""
+        measured = any(run.milliseconds is not None for run in self.runs)
+        return ("density", "macs", "milliseconds") if measured else ("density", "macs")
+
     @property
     def runs(self) -> list[Entry]:
         return [run for c in self.configurations for run in (*c.runs, *c.unfinished)]
@@ -144,6 +150,7 @@ class Comparison:
     def warnings(self) -> list[str]:
         """What makes the numbers less comparable than they look."""
         sentences = [*self._data_warning(), *self._network_warning()]
+        sentences += [f"{r.name} has no latency: {r.unmeasured}" for r in self.runs if r.unmeasured]
         for c in self.configurations:
             twice = [
                 s for s, n in Counter(r.seed for r in c.runs).items() if n > 1 and s is not None
@@ -186,11 +193,14 @@ class Comparison:
         ]
 
 
-def compare_runs(runs: Iterable[str | Path], sort: str = "density") -> Comparison:
+def compare_runs(
+    runs: Iterable[str | Path], sort: str = "density", milliseconds: bool = False
+) -> Comparison:
     """Read the runs and put them together by recipe.
 
     `runs`: run folders, folders of them, or `entity/project[/run_id]` of W&B. `sort`: a key of
-    SORTS. Raises ReportError in one sentence, also if no run has finished.
+    SORTS. `milliseconds`: measure each network in the native runtime, here and now. Raises
+    ReportError in one sentence, also if no run has finished.
     """
     entries = with_data(with_defaults(read_entries(runs)))
     if not entries:
@@ -199,6 +209,11 @@ def compare_runs(runs: Iterable[str | Path], sort: str = "density") -> Compariso
         raise ReportError(
             f"None of the {len(entries)} runs has finished: scl report shows one that is under way."
         )
+    if milliseconds:
+        # Not unasked: it imports torch, and takes seconds for each run.
+        from launcher.compare.milliseconds import with_milliseconds
+
+        entries = with_milliseconds(entries)
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(_key(entry), []).append(entry)

@@ -19,6 +19,8 @@ class Entry:
     """One run; without a recipe, `recipe` is empty. `densities`: layer → live share.
 
     `data` tells its data from others: the fingerprint of the shards, else their path.
+    `milliseconds` is how long its network takes on this machine, where that was asked for, and
+    `unmeasured` why it is not known.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Entry:
     run: Run
     densities: dict[str, float]
     data: str | None = None
+    milliseconds: float | None = None
+    unmeasured: str = ""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -52,6 +56,8 @@ class Entry:
         `images_per_s` is the median over the intervals that were logged, `cost` what all epochs of
         the recipe cost, in epochs of the dense network.
         """
+        if key == "milliseconds":
+            return self.milliseconds
         if key == "cost":
             return self._cost()
         if key == "images_per_s":

@@ -34,7 +34,7 @@ from launcher.reports.style import (
 DPI = 100
 _FRONT: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 2))}
 _ACCURACY_TICKS = (0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1)
-_WORDS = {"density": "density", "macs": "MACs", "top1": "top-1"}
+WORDS = {"density": "density", "macs": "MACs", "milliseconds": "milliseconds", "top1": "top-1"}
 # Of a legend's names, and of what stands before each and between two.
 _LETTER_IN, _HANDLE_IN = 0.085, 0.6
 PANEL = (5.6, 4.0)
@@ -76,10 +76,10 @@ def png(figure: Figure) -> bytes:
 
 
 def accuracy(comparison: Comparison) -> Figure:
-    """Accuracy over density and, beside it, over MACs, with the legend below."""
-    figure, (density, macs) = figure_of(2, height=PANEL[1] + 0.3)
-    draw_accuracy(density, comparison, "density")
-    draw_accuracy(macs, comparison, "macs")
+    """Accuracy over density, MACs and, where measured, milliseconds, with the legend below."""
+    figure, panels = figure_of(len(comparison.costs), height=PANEL[1] + 0.3)
+    for axes, cost in zip(panels, comparison.costs, strict=True):
+        draw_accuracy(axes, comparison, cost)
     put_legend(figure, legend(comparison), 7)
     return figure
 
@@ -129,11 +129,11 @@ def looks(comparison: Comparison) -> dict[str, tuple[str, str]]:
 def draw_accuracy(
     axes: Axes, comparison: Comparison, cost: str, titles: Titles | None = None
 ) -> None:
-    """Mean top-1 over mean `cost` (density or macs), with bars of one standard deviation."""
-    heading(axes, f"Top-1 accuracy over {_WORDS[cost]}")
+    """Mean top-1 over mean `cost` (of comparison.costs), with bars of one standard deviation."""
+    heading(axes, f"Top-1 accuracy over {WORDS[cost]}")
     bare(axes, grid="y")
     axes.grid(axis="x", color=PALE, linewidth=1)
-    axes.set_xlabel(f"{_WORDS[cost]}, logarithmic", fontsize=9.5, color=GREY, labelpad=3)
+    axes.set_xlabel(f"{WORDS[cost]}, logarithmic", fontsize=9.5, color=GREY, labelpad=3)
     points = [
         (index, c, x, y)
         for index, c in enumerate(comparison.configurations)
@@ -158,7 +158,7 @@ def draw_accuracy(
 
 
 def _title(c: Configuration, cost: str) -> str:
-    numbers = ((_WORDS[key], shown(c.stat(key), key)) for key in ("top1", cost))
+    numbers = ((WORDS[key], shown(c.stat(key), key)) for key in ("top1", cost))
     text = f"{c.name}: {', '.join(f'{word} {number}' for word, number in numbers)}"
     return f"{text} ({c.state})" if c.state else text
 
@@ -256,6 +256,8 @@ def _log_axis(axes: Axes, values: list[float], cost: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     if cost == "density":
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
+    elif cost == "milliseconds":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: si(x)))
 

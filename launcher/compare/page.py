@@ -11,10 +11,10 @@ from string import Template
 
 from launcher.compare.configurations import Comparison, Configuration
 from launcher.compare.courses import MOST_NAMES, PANELS, draw_courses, strengths_of
-from launcher.compare.figures import Titles, draw_accuracy, figure_of, looks
+from launcher.compare.figures import WORDS, Titles, draw_accuracy, figure_of, looks
 from launcher.compare.layers import layers, sparse
 from launcher.compare.svg import svg
-from launcher.compare.table import COLUMNS, differences_grid, front_of, headline, shown
+from launcher.compare.table import Column, columns, differences_grid, front_of, headline, shown
 from launcher.reports.style import GREY, INK
 
 _SIGNS = {
@@ -103,11 +103,11 @@ def _replaced(comparison: Comparison) -> dict[str, str]:
 
 def _accuracy(comparison: Comparison) -> str:
     pictures = []
-    for cost, words in (("density", "density"), ("macs", "MACs")):
+    for cost in comparison.costs:
         titles = Titles()
         figure, [axes] = figure_of(1, width=5.0, height=3.7)
         draw_accuracy(axes, comparison, cost, titles)
-        about = f"Top-1 accuracy over {words}; the table below holds the numbers"
+        about = f"Top-1 accuracy over {WORDS[cost]}; the table below holds the numbers"
         pictures.append(svg(figure, titles, _replaced(comparison), name=cost, about=about))
     keys = [
         f'<li><i style="color: {_css(color)}">{_SIGNS.get(marker, "●")}</i>{escape(method)}</li>'
@@ -116,10 +116,12 @@ def _accuracy(comparison: Comparison) -> str:
     if any(not c.finished for c in comparison.configurations):
         keys.append("<li><i>○</i>unfinished</li>")
     keys.append('<li><i class="line front"></i>Pareto front</li>')
+    measured = "milliseconds" in comparison.costs
+    latency = ", and how long one takes in the native runtime here" if measured else ""
     caption = (
         "<b>Figure 1.</b> Accuracy against what the network costs: its share of connections, and "
-        "the multiply-accumulates of one forward pass. Points are means over seeds, bars one "
-        "sample standard deviation. No run at hand lies above the dashed front."
+        f"the multiply-accumulates of one forward pass{latency}. Points are means over seeds, bars "
+        "one sample standard deviation. No run at hand lies above the dashed front."
     )
     return _figure(f'<div class="panels">{"".join(pictures)}</div>{_keys(keys)}', caption)
 
@@ -182,10 +184,10 @@ def _keys(items: Iterable[str]) -> str:
 
 def _table(comparison: Comparison) -> str:
     headings: list[tuple[str, str | None]] = [("configuration", None), ("method", None)]
-    headings += [(column.title, column.meaning) for column in COLUMNS]
+    headings += [(column.title, column.meaning) for column in columns(comparison)]
     headings += [("seeds", None), ("front", "the Pareto fronts it is on")]
     rows = [
-        _line(c, index, front_of(comparison, index))
+        _line(c, index, front_of(comparison, index), columns(comparison))
         for index, c in enumerate(comparison.configurations)
     ]
     caption = (
@@ -195,9 +197,9 @@ def _table(comparison: Comparison) -> str:
     return _sortable("configurations", caption, headings, rows)
 
 
-def _line(c: Configuration, index: int, front: str) -> str:
+def _line(c: Configuration, index: int, front: str, columns: Sequence[Column]) -> str:
     cells = [_cell(c.name), _cell(c.method, kind="word")]
-    for column in COLUMNS:
+    for column in columns:
         stat = c.stat(column.key)
         cells.append(_cell(shown(stat, column.key), "" if stat is None else repr(stat.mean)))
     seeds = f"{c.seeds} ({c.state})" if c.state else c.seeds
@@ -215,7 +217,7 @@ def _differences(comparison: Comparison) -> str:
 
 
 def _runs(comparison: Comparison) -> str:
-    titles = {column.key: column.title for column in COLUMNS}
+    titles = {column.key: column.title for column in columns(comparison)}
     headings = [(text, None) for text in ("run", "seed", *titles.values(), "state", "place")]
     rows = []
     for index, c in enumerate(comparison.configurations):

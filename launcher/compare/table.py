@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,6 +52,24 @@ COLUMNS = (
 )
 
 
+MILLISECONDS = Column(
+    "ms", "milliseconds", "one image in the native runtime, one thread of this machine"
+)
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """COLUMNS, and milliseconds behind MACs where they were measured."""
+    if "milliseconds" not in comparison.costs:
+        return [*COLUMNS]
+    place = 1 + next(i for i, column in enumerate(COLUMNS) if column.key == "macs")
+    return [*COLUMNS[:place], MILLISECONDS, *COLUMNS[place:]]
+
+
+def statistics(comparison: Comparison) -> tuple[str, ...]:
+    """STATISTICS, and milliseconds where they were measured."""
+    return (*STATISTICS, *comparison.costs[2:])
+
+
 def shown(stat: Stat | None, key: str) -> str:
     """`98.52 ± 0.21 %`; one run has no deviation; `–` where the value is missing."""
     if stat is None:
@@ -64,6 +83,8 @@ def shown(stat: Stat | None, key: str) -> str:
         return _with_prefix(stat)
     if key == "train_seconds":
         return _duration(stat)
+    if key == "milliseconds":
+        return f"{stat.mean:.3g}" + ("" if stat.std is None else f" ± {stat.std:.2g}")
     if key == "cost":
         # It follows from the recipe, and so is the same for all seeds.
         return f"{stat.mean:.4g}"
@@ -72,9 +93,11 @@ def shown(stat: Stat | None, key: str) -> str:
 
 
 def front_of(comparison: Comparison, index: int) -> str:
-    """On which fronts a configuration is: `both`, `density`, `MACs` or nothing."""
-    on = [cost for cost in ("density", "macs") if index in comparison.front(cost)]
-    return "both" if len(on) == 2 else {"density": "density", "macs": "MACs"}.get("".join(on), "")
+    """On which fronts a configuration is: `both` (with milliseconds, `all`), or the names."""
+    on = [cost for cost in comparison.costs if index in comparison.front(cost)]
+    if len(on) == len(comparison.costs):
+        return "both" if len(on) == 2 else "all"
+    return ", ".join({"macs": "MACs", "milliseconds": "ms"}.get(cost, cost) for cost in on)
 
 
 def tables(comparison: Comparison) -> list[Table]:
@@ -82,12 +105,12 @@ def tables(comparison: Comparison) -> list[Table]:
     result = Table()
     result.add_column("configuration", overflow="fold")
     result.add_column("method")
-    for column in COLUMNS:
+    for column in columns(comparison):
         result.add_column(column.title, justify="right")
     result.add_column("seeds")
     result.add_column("front")
     for index, c in enumerate(comparison.configurations):
-        cells = [shown(c.stat(column.key), column.key) for column in COLUMNS]
+        cells = [shown(c.stat(column.key), column.key) for column in columns(comparison)]
         seeds = f"{c.seeds} ({c.state})" if c.state else c.seeds
         style = "" if c.finished else "dim"
         front = front_of(comparison, index)
@@ -122,13 +145,14 @@ def as_csv(comparison: Comparison) -> str:
     """A line per configuration: every statistic's mean and deviation, then what differs."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    means = [name for key in STATISTICS for name in (key, f"{key}_std")]
+    keys = statistics(comparison)
+    means = [name for key in keys for name in (key, f"{key}_std")]
     writer.writerow(
         ["configuration", "method", "runs", "seeds", "finished", "front", *means]
         + [str(key) for key in comparison.differences]
     )
     for index, c in enumerate(comparison.configurations):
-        stats = [c.stat(key) for key in STATISTICS]
+        stats = [c.stat(key) for key in keys]
         numbers = [n for s in stats for n in ((s.mean, s.std) if s else (None, None))]
         different = [row[index] for row in comparison.differences.values()]
         front = front_of(comparison, index)
@@ -143,7 +167,7 @@ def as_json(comparison: Comparison) -> str:
     values = {
         "made_by": MADE_BY,
         "configurations": [
-            _configuration(c, front_of(comparison, index))
+            _configuration(c, front_of(comparison, index), statistics(comparison))
             for index, c in enumerate(comparison.configurations)
         ],
         "differences": comparison.differences,
@@ -152,11 +176,11 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(values, indent=1, ensure_ascii=False, default=str) + "\n"
 
 
-def _configuration(c: Configuration, front: str) -> dict[str, Any]:
-    stats = {key: c.stat(key) for key in STATISTICS}
+def _configuration(c: Configuration, front: str, keys: Sequence[str]) -> dict[str, Any]:
+    stats = {key: c.stat(key) for key in keys}
     runs = [
         {"name": r.name, "place": r.place, "seed": r.seed, "state": r.state()}
-        | {key: r.value(key) for key in STATISTICS}
+        | {key: r.value(key) for key in keys}
         for r in (*c.runs, *c.unfinished)
     ]
     return {

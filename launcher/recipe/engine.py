@@ -20,9 +20,10 @@ class EngineConfig(BaseModel):
         description="autocast: bfloat16 arithmetic where it is safe; bf16: the model in bfloat16, "
         "latent weights and masks in float32",
     )
-    zero_stage: Literal[0, 1, 2] = Field(
+    zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0,
-        description="what ranks share out: 0 nothing, 1 optimizer state, 2 gradients as well",
+        description="what ranks share out: 0 nothing, 1 optimizer state, 2 gradients as well, "
+        "3 weights as well, which are put together layer by layer",
     )
     channels_last: bool = Field(
         default=False,
@@ -77,16 +78,6 @@ class EngineConfig(BaseModel):
             raise ValueError(
                 "fp16 needs loss scaling, whose skipped steps move the schedule but not the masks: "
                 "should be fp32, autocast or bf16"
-            )
-        return value
-
-    @field_validator("zero_stage", mode="before")
-    @classmethod
-    def _no_stage_3(cls, value: object) -> object:
-        if value == 3:
-            raise ValueError(
-                "stage 3 takes the parameters away between steps, and evaluation, batch norm and "
-                "saving need them whole: should be 0, 1 or 2"
             )
         return value
 

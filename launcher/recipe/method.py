@@ -52,6 +52,14 @@ class OptimConfig(BaseModel):
         default=0.0, ge=0, lt=1, description="smoothing of the training labels"
     )
 
+    layer_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="each layer's learning rate is this share of the next one's, the classifier "
+        "having all of it, as for fine-tuning transformers; null: one rate for all",
+    )
+
     ema_decay: float | None = Field(
         default=None,
         gt=0,

@@ -75,6 +75,11 @@ class Recipe(BaseModel):
                 f"method {self.method.name} writes other weights before each forward pass, so "
                 "that those after an update are not the network: leave optim.ema_decay out"
             )
+        if self.optim.layer_decay is not None and not self.method.layerwise:
+            raise ValueError(
+                f"method {self.method.name} has one learning rate for all layers: leave "
+                "optim.layer_decay out"
+            )
         return self
 
     @property

@@ -1,7 +1,7 @@
 """The exponential moving average of a run's weights: kept beside them, put in their place to look.
 
-Of what the network computes with, so that it is the same in any ZeRO stage: every rank has the
-whole network and keeps the whole average, in float32.
+Of what the network computes with, so that it is the same in any ZeRO stage: every rank keeps, in
+float32, the average of the parameters that it holds, which are all of them below stage 3.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from launcher.run.parameters import Parameters
 
 # a ← d · a + (1 - d) · v, with d growing to its final value over the first updates, as
 # TensorFlow's ExponentialMovingAverage does it: (1 + n) / (10 + n) at update n.
@@ -25,8 +27,8 @@ class WeightAverage:
     network as well, whatever they were before they died.
     """
 
-    def __init__(self, model: nn.Module, decay: float, masked: Collection[str] = ()) -> None:
-        self._model = model
+    def __init__(self, parameters: Parameters, decay: float, masked: Collection[str] = ()) -> None:
+        self._parameters, self._model = parameters, parameters.model
         self._decay = decay
         self._masked = frozenset(masked)
         self._own = {name: value.float().clone() for name, value in self._present().items()}
@@ -41,16 +43,17 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averaged network in the model, until the block ends."""
+        """The averaged network in the model, until the block ends. Collective."""
         before = {name: value.clone() for name, value in self._present().items()}
-        # Through `data`, so that the optimizer does not take them for weights that it is given.
         for name, value in self._present().items():
             value.copy_(self._seen(name, value))
+        self._parameters.changed()
         try:
             yield
         finally:
             for name, value in self._present().items():
                 value.copy_(before[name])
+            self._parameters.changed()
 
     def state(self) -> dict[str, Any]:
         """What this rank keeps, for a checkpoint: the memory in use, not copies.
@@ -61,21 +64,25 @@ class WeightAverage:
         buffers = {name: value for name, value in self._own.items() if name in names}
         return {"updates": self._updates, "buffers": buffers}
 
-    def parameters(self) -> dict[str, Tensor]:
-        """The average of each parameter as it is kept, before any mask."""
-        return {name: self._own[name] for name, _ in self._model.named_parameters()}
+    def parameters(self) -> dict[str, Tensor] | None:
+        """The average of each parameter, whole, before any mask: on rank 0, elsewhere None.
+
+        Collective.
+        """
+        return self._parameters.gathered({name: self._own[name] for name in self._parameters.own()})
 
     def restore(self, saved: dict[str, Tensor], state: dict[str, Any], *, same_world: bool) -> None:
         """Undo `parameters` and `state`; at another world size with what `saved` has of buffers."""
         self._updates = state["updates"]
-        buffers = state["buffers"]
-        values = saved | buffers if same_world else buffers | saved
+        buffers, own = state["buffers"], self._parameters.take(saved)
+        saved = {name: value for name, value in saved.items() if name not in own}
+        values = own | (saved | buffers if same_world else buffers | saved)
         for name, value in values.items():
             self._own[name].copy_(value)
 
     def _present(self) -> dict[str, Tensor]:
         buffers = {n: b.data for n, b in self._model.named_buffers() if b.is_floating_point()}
-        return {name: p.data for name, p in self._model.named_parameters()} | buffers
+        return self._parameters.own() | buffers
 
     def _seen(self, name: str, value: Tensor) -> Tensor:
         own = self._own[name]

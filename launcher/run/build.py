@@ -27,9 +27,12 @@ from launcher.run.inputs import Inputs
 from launcher.run.learner import Learner
 from launcher.run.optimizer import build_optimizer
 from launcher.run.optimizer_state import OptimizerState, parameter_names
+from launcher.run.parameters import Parameters
 from launcher.run.target import controller_of
 from launcher.run.teacher import read_teacher
+from sclcore import layer_budgets, weight_uses
 from sclcore.kernels.find import find_kernel
+from sclcore.network.connections import find_connections
 from sclcore.optim.sparse import SparseOptimizer
 
 
@@ -65,6 +68,10 @@ def build(
     )
     names = parameter_names(model, optimizer)
     masks = first_masks(optimizer, recipe.init, initial) if initial is not None else {}
+    # While parameters are whole, which they need not be in the engine.
+    connections = sum(c.parameter.numel() for c in find_connections(model))
+    uses = weight_uses(model, inputs.example) if world.is_main else {}
+    budgets = layer_budgets(model, uses) if world.is_main else []
     make_fast(model, recipe.engine)
     engine = build_engine(
         model,
@@ -76,7 +83,7 @@ def build(
     set_layout(model, recipe.engine)
     optimizer_state = OptimizerState(engine, model, optimizer, names)
     if masks:
-        optimizer_state.load(FirstState(model, masks, optimizer_state.updates))
+        optimizer_state.load(FirstState(optimizer_state.parameters, masks, optimizer_state.updates))
     learner = Learner(
         world=world,
         device=device,
@@ -86,20 +93,24 @@ def build(
         engine=engine,
         loss_function=nn.CrossEntropyLoss(label_smoothing=recipe.optim.label_smoothing),
         image=inputs.manifest.image,
+        connections=connections,
+        budgets=budgets,
         mixing=recipe.data.mixing,
         teacher=None if teacher is None else teacher.to(device),
-        average=average_of(recipe, model, optimizer),
+        average=average_of(recipe, optimizer_state.parameters, optimizer),
         initial_weights_hash=initial_hash,
     )
     return learner, course
 
 
-def average_of(recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> WeightAverage | None:
+def average_of(
+    recipe: Recipe, parameters: Parameters, optimizer: Optimizer
+) -> WeightAverage | None:
     """The average of the weights that the recipe asks for."""
     if recipe.optim.ema_decay is None:
         return None
     masked = optimizer.connection_names if isinstance(optimizer, SparseOptimizer) else ()
-    return WeightAverage(model, recipe.optim.ema_decay, masked)
+    return WeightAverage(parameters, recipe.optim.ema_decay, masked)
 
 
 def agree_on_fused_steps(device: torch.device) -> None:

@@ -23,7 +23,8 @@ from sclcore.schedule import Schedule
 
 MAY_CHANGE = (
     *("optim.epochs", "optim.global_batch_size", "optim.lr", "optim.momentum"),
-    *("optim.weight_decay", "optim.clip_grad_norm", "optim.label_smoothing", "method.lam"),
+    *("optim.weight_decay", "optim.clip_grad_norm", "optim.label_smoothing"),
+    *("optim.early_stop_epochs", "method.lam"),
     *("method.target_density", "method.target_macs", "method.mask_lr", "schedule.lr"),
     *("schedule.lr_warmup", "schedule.lr_floor", "schedule.lr_milestones", "schedule.lr_gamma"),
     *("schedule.lam_warmup", "schedule.mask_lr", "schedule.freeze_masks_at", "data.augment"),
@@ -124,6 +125,11 @@ def continued(recipe: Recipe, start: Checkpoint, keys: Sequence[str], places: Pl
             f"{epochs} epochs), or more optim.epochs"
         )
     return recipe
+
+
+def is_changed(recipe: Recipe, start: Checkpoint) -> bool:
+    """Whether the run of checkpoint `start` goes on with other values than it had so far."""
+    return bool(differences(start.meta["recipe"], recipe))
 
 
 def begin(recipe: Recipe, start: Checkpoint) -> list[str]:

@@ -68,7 +68,8 @@ class Course:
         if top1 > progress.best_top1 or not progress.best_epoch:
             progress.best_top1, progress.best_epoch = top1, progress.epochs
         patience = self._recipe.optim.early_stop_epochs
-        if patience is not None and progress.epochs - progress.best_epoch >= patience:
+        since = max(progress.best_epoch, progress.patient_from)
+        if patience is not None and progress.epochs - since >= patience:
             progress.stopped_early = progress.epochs < self._recipe.optim.epochs
 
     def is_over(self, progress: Progress) -> bool:

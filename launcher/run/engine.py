@@ -21,6 +21,7 @@ from launcher.cluster import rendezvous
 from launcher.cluster.accelerator import accelerator
 from launcher.cluster.world import World
 from launcher.recipe.engine import EngineConfig
+from launcher.run import zero3
 from launcher.terminal import Waiting
 
 
@@ -74,7 +75,10 @@ def build_engine(
         "gradient_accumulation_steps": plan.accumulation,
         # Left out, DeepSpeed clips at 1.0; 0 is no clipping.
         "gradient_clipping": clip_grad_norm or 0.0,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            **(zero3.settings(model) if config.zero_stage == 3 else {}),
+        },
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {
             "enabled": config.precision == "autocast",
@@ -109,7 +113,9 @@ def apply_update(engine: Any) -> float:
     """
     wrapper = engine.optimizer
     if wrapper is not engine.basic_optimizer:
-        engine.step()
+        stage_3 = zero3.stage_3_of(engine)
+        with contextlib.nullcontext() if stage_3 is None else zero3.lent(stage_3):
+            engine.step()
         return math.inf if wrapper.overflow else float(wrapper._global_grad_norm)
     grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(grads))

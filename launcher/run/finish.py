@@ -7,10 +7,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from data.files import atomic_write
 from data.shards.manifest import Manifest
 from launcher.cluster.ranks import average_batch_norm
 from launcher.errors import RunError
+from launcher.models import create_model
 from launcher.reports import report
 from launcher.run.inputs import Inputs
 from launcher.run.learner import Learner
@@ -51,11 +54,12 @@ def write_results(
 def _write_results(
     inputs: Inputs, learner: Learner, tracker: Tracker | None, progress: Progress
 ) -> None:
-    recipe, model, optimizer = inputs.recipe, learner.model, learner.optimizer
+    recipe, optimizer = inputs.recipe, learner.optimizer
     folder = recipe.folder
     masks = optimizer.masks() if isinstance(optimizer, SparseOptimizer) else None
-    _write_average(learner, folder, recipe.model.name, progress)
-    if tracker is None:
+    _write_average(inputs, learner, progress)
+    model = whole_model(inputs, learner)
+    if tracker is None or model is None:
         return
     uses = weight_uses(model, inputs.example)
     budgets = layer_budgets(model, uses, masks)
@@ -117,15 +121,36 @@ def _write_results(
     _say_how_to_sync(tracker)
 
 
-def _write_average(learner: Learner, folder: Path, name: str, progress: Progress) -> None:
+def whole_model(inputs: Inputs, learner: Learner) -> nn.Module | None:
+    """The network with whole parameters, on rank 0; elsewhere None. Collective.
+
+    In ZeRO stage 3, another one on the CPU, which the engine knows nothing of.
+    """
+    if learner.parameters.are_whole:
+        return learner.model if learner.world.is_main else None
+    state = learner.parameters.state()
+    if state is None:
+        return None
+    manifest = inputs.manifest
+    model = create_model(
+        inputs.recipe.model,
+        num_classes=len(manifest.classes),
+        in_chans=manifest.image.channels,
+    )
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _write_average(inputs: Inputs, learner: Learner, progress: Progress) -> None:
     """`model_ema.safetensors`, where weights are averaged. Collective."""
     if learner.average is None:
         return
+    path = inputs.recipe.folder / "model_ema.safetensors"
+    about = {"model": inputs.recipe.model.name, "top1": progress.results.get("ema/top1")}
     with learner.average.in_place():
         average_batch_norm(learner.model)
-        if learner.world.is_main:
-            about = {"model": name, "top1": progress.results["ema/top1"]}
-            save_sparse_model(learner.model, folder / "model_ema.safetensors", metadata=about)
+        if (model := whole_model(inputs, learner)) is not None:
+            save_sparse_model(model, path, metadata=about)
 
 
 def _give_to_tracker(

@@ -30,6 +30,7 @@ from launcher.models.weights import (
 from launcher.recipe.init import AUTO, MAGNITUDE, PRETRAINED, RANDOM, UNIFORM, InitConfig
 from launcher.recipe.model import ModelConfig
 from launcher.recipe.recipe import Recipe
+from launcher.run.parameters import Parameters
 from sclcore import SCL
 from sclcore.layout.geometry import Geometry, geometry_of
 
@@ -239,8 +240,10 @@ def _whole_units(values: Tensor, geometry: Geometry) -> Tensor:
 class FirstState:
     """The state that SCL starts with, read by name and stretch like a saved one."""
 
-    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], updates: list[int]) -> None:
-        self._params = dict(model.named_parameters())
+    def __init__(
+        self, parameters: Parameters, masks: Mapping[str, Tensor], updates: list[int]
+    ) -> None:
+        self._parameters = parameters
         self._masks = masks
         self.updates = updates
 
@@ -248,10 +251,9 @@ class FirstState:
         """Elements `start` … `start + length` of the latent weights and masks of `name`."""
         if name not in self._masks:
             return {}
-        part = slice(start, start + length)
-        weight = self._params[name].detach().reshape(-1)[part]
+        weight = self._parameters.read(name, start, length)
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        mask = self._masks[name].to(weight.device).reshape(-1)[part]
+        mask = self._masks[name].to(weight.device).reshape(-1)[start : start + length]
         return {"weight": weight.to(dtype, copy=True), "mask": mask}
 
     def read_whole(self, name: str) -> dict[str, Any]:

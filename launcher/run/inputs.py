@@ -15,7 +15,6 @@ from launcher.checkpoints import checkpoint
 from launcher.checkpoints.checkpoint import Checkpoint
 from launcher.checkpoints.disk_space import shortage
 from launcher.checkpoints.manifest import folders
-from launcher.checkpoints.mirror import bring_newest
 from launcher.errors import UsageError
 from launcher.models import check_training, model_on_meta
 from launcher.recipe.engine import accumulation_steps
@@ -210,8 +209,6 @@ def find_start(
     recipe or other data, CheckpointError when what there is cannot be used.
     """
     root = recipe.folder / "checkpoints"
-    if recipe.checkpoint.mirror is not None:
-        bring_newest(root, recipe.checkpoint.mirror, recipe.checkpoint.resume)
     start = checkpoint.resolve(root, recipe.checkpoint.resume)
     if start is None:
         if changing:

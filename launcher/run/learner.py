@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from data.stream.pipeline import normalise
 from launcher.cluster.world import World
 from launcher.run.average import WeightAverage
 from launcher.run.optimizer_state import OptimizerState
+from launcher.run.parameters import Parameters
 from launcher.run.teacher import Teacher
-from sclcore.network.connections import find_connections
+from sclcore.network.connections import LayerBudget
 from sclcore.optim.sparse import SparseOptimizer
 
 
@@ -33,6 +35,10 @@ class Learner:
     loss_function: nn.Module
     image: ImageStats
     """What the images of the data set are, for their normalisation."""
+    connections: int
+    """How many the network has, live and dead."""
+    budgets: Sequence[LayerBudget]
+    """Of the dense network's layers, on rank 0; elsewhere none."""
     mixing: bool
     """Whether training mixes samples in pairs (mixup, CutMix)."""
     teacher: Teacher | None = None
@@ -41,6 +47,11 @@ class Learner:
     """Of the weights, where the recipe keeps one."""
     initial_weights_hash: str | None = None
     """Of the weights that a new run starts from, before any mask; None where it continues."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """Those of `model`, as this rank holds them."""
+        return self.optimizer_state.parameters
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits [batch, classes] in float32."""
@@ -112,5 +123,4 @@ class Learner:
         if isinstance(self.optimizer, SparseOptimizer):
             live = self.optimizer.live_connections().values()
             return sum(live), sum(self.optimizer.connection_sizes().values())
-        total = sum(c.parameter.numel() for c in find_connections(self.model))
-        return total, total
+        return self.connections, self.connections

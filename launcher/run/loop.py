@@ -9,6 +9,7 @@ from launcher.cluster.ranks import Agreement
 from launcher.cluster.watchdog import Watchdog
 from launcher.errors import RunError
 from launcher.run import finish, state
+from launcher.run.continued import is_changed
 from launcher.run.course import Course
 from launcher.run.inputs import Inputs
 from launcher.run.learner import Learner
@@ -28,6 +29,8 @@ def train(inputs: Inputs, learner: Learner, course: Course, start: Checkpoint | 
     agreement = Agreement(recipe.engine.timeout_s)
     progress = state.restore(start, learner)
     progress.shift = inputs.shift
+    if start is not None and is_changed(recipe, start):
+        progress.continue_changed()
     tracker = open_tracker(inputs, progress) if world.is_main else None
     monitor = Monitor(inputs, learner, tracker, progress.step)
     if (counted := state.monitor_state(start, world)) is not None:

@@ -9,8 +9,6 @@ from typing import Any
 from launcher.run.inputs import Inputs
 from launcher.run.learner import Learner
 from launcher.tracking import Histogram
-from sclcore import layer_budgets, weight_uses
-from sclcore.network.connections import LayerBudget
 from sclcore.optim.sparse import SparseOptimizer
 from sclcore.telemetry import (
     HISTOGRAM_EDGES,
@@ -40,7 +38,7 @@ class MaskSeries:
         self._optimizer = learner.optimizer
         self._is_main = learner.world.is_main
         self._inputs = inputs
-        self._budgets = dense_budgets(inputs, learner) if self._is_main else []
+        self._budgets = learner.budgets
         self._health = MaskHealth(inputs.recipe.schedule.freeze_masks_at)
         self._held: set[str] = set()
         self._of_layers: dict[str, float] = {}
@@ -108,8 +106,3 @@ class MaskSeries:
         )
         for warning in warnings if self._is_main else ():
             _log.warning("%s", warning)
-
-
-def dense_budgets(inputs: Inputs, learner: Learner) -> list[LayerBudget]:
-    """The connections and MACs of each layer of the dense network."""
-    return layer_budgets(learner.model, weight_uses(learner.model, inputs.example))

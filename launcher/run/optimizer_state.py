@@ -18,7 +18,9 @@ from torch.optim import AdamW, Optimizer
 from launcher.checkpoints.manifest import CheckpointError
 from launcher.checkpoints.saved_optimizer import Pieces
 from launcher.errors import RunError
-from launcher.run.zero import flat_shards
+from launcher.run import zero3
+from launcher.run.parameters import Parameters
+from launcher.run.zero import Sliced
 from sclcore.optim.sparse import SparseOptimizer
 
 # The float32 copy that is trained where the model itself has less precision.
@@ -64,27 +66,22 @@ class OptimizerState:
     def __init__(
         self, engine: Any, model: nn.Module, optimizer: Optimizer, names: list[list[str]]
     ) -> None:
-        # DeepSpeed chooses its accelerator when it is imported: not before the engine's module did.
-        from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-
-        wrapper = engine.optimizer
-        self._zero = wrapper if isinstance(wrapper, DeepSpeedZeroOptimizer) else None
         self._optimizer = optimizer
         self._params = dict(model.named_parameters())
+        self.parameters = _parameters_of(engine, model)
         self._parts = [*self._find_parts(names)]
 
     def _find_parts(self, names: list[list[str]]) -> Iterator[_Part]:
-        groups = self._optimizer.param_groups
-        if self._zero is None:
+        groups, shards = self._optimizer.param_groups, self.parameters.shards
+        if shards is None:
             for group, group_names in zip(groups, names, strict=True):
                 for name, tensor in zip(group_names, group["params"], strict=True):
                     yield _Part(name, tuple(tensor.shape), 0, tensor.numel(), tensor, 0)
             return
-        shards = flat_shards(self._zero, {id(p): name for name, p in self._params.items()})
         if isinstance(self._optimizer, SparseOptimizer):
             learned = {i: shards[i] for i, group in enumerate(groups) if group["connections"]}
-            ranks: Any = self._zero.dp_process_group
-            self._optimizer.set_shards(learned, ranks)
+            assert self.parameters.ranks is not None
+            self._optimizer.set_shards(learned, self.parameters.ranks)
         for group, group_shards in zip(groups, shards, strict=True):
             [flat] = group["params"]
             for shard in group_shards:
@@ -102,7 +99,11 @@ class OptimizerState:
             id(p): n for group, n in zip(groups, self.updates, strict=True) for p in group["params"]
         }
         pieces = {part.name: self._piece(part, updates[id(part.tensor)]) for part in self._parts}
-        return {} if self._zero is None and dist.get_rank() != 0 else pieces
+        return {} if not self._is_sharded and dist.get_rank() != 0 else pieces
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.parameters.shards is not None
 
     @property
     def updates(self) -> list[int]:
@@ -125,10 +126,9 @@ class OptimizerState:
         """
         for part in self._parts:
             values = saved.read(part.name, part.start, part.length)
-            param = self._params[part.name]
-            current = param.detach().reshape(-1)[part.start : part.start + part.length]
+            current = self.parameters.read(part.name, part.start, part.length)
             master = values.pop(_MASTER, current)
-            if part.tensor is not param:
+            if part.tensor is not self._params[part.name]:
                 _put(part, part.tensor.detach(), master)
             for key, value in values.items():
                 state = self._optimizer.state[part.tensor]
@@ -143,8 +143,8 @@ class OptimizerState:
             self._load_whole(part, saved.read_whole(part.name))
         if isinstance(self._optimizer, SparseOptimizer):
             self._optimizer.write_weights()
-        if self._zero is not None:
-            self._zero.update_lp_params()
+        if self._is_sharded:
+            self.parameters.update()
             return
         for part in self._parts:
             # Where the optimizer trains float32 copies, the model follows them.
@@ -161,7 +161,7 @@ class OptimizerState:
                         self._optimizer.state[p]["step"] = step
 
     def _load_whole(self, part: _Part, whole: dict[str, Any]) -> None:
-        if whole and self._zero is not None:
+        if whole and self._is_sharded:
             raise CheckpointError(
                 f"the checkpoint holds {next(iter(whole))!r} of {part.name} as a whole, which "
                 f"ranks that share a parameter out cannot take: {_UNSHARDED}"
@@ -211,7 +211,7 @@ class OptimizerState:
 
     def _check_whole(self, part: _Part, key: str, value: Any) -> None:
         """Refuse state that has not one element for each weight, where it cannot be saved whole."""
-        if self._zero is not None:
+        if self._is_sharded:
             what = "×".join(map(str, value.shape)) if isinstance(value, Tensor) else repr(value)
             raise RunError(
                 f"the optimizer keeps {key!r} ({what:.60}) of a slice of parameters, {part.name} "
@@ -224,6 +224,18 @@ class OptimizerState:
                 "which a checkpoint cannot hold: it should be tensors, numbers, strings, and "
                 "lists, tuples and mappings of these"
             )
+
+
+def _parameters_of(engine: Any, model: nn.Module) -> Parameters:
+    # DeepSpeed chooses its accelerator when it is imported: not before the engine's module did.
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    if (stage_3 := zero3.stage_3_of(engine)) is not None:
+        return zero3.Stretches(model, stage_3)
+    wrapper = engine.optimizer
+    if isinstance(wrapper, DeepSpeedZeroOptimizer):
+        return Sliced(model, wrapper)
+    return Parameters(model)
 
 
 def _is_plain(value: Any) -> bool:

@@ -23,6 +23,9 @@ class Progress:
     """The epochs trained when it was made; 0 before there was one."""
     stopped_early: bool = False
     """Whether the run has ended on a plateau, before its last epoch."""
+    patient_from: int = 0
+    """The epoch from which a plateau is counted at the earliest: where the run was continued with
+    other values."""
     shift: int = 0
     """Updates by which the run is ahead of one that had its batch size from the beginning."""
     wandb_id: str | None = None
@@ -30,3 +33,7 @@ class Progress:
     """What W&B's variables have said of how it shows the run."""
     steering: dict[str, float] | None = None
     """Of λ, where the recipe has a target (`sclcore.scl.controller.Steering`)."""
+
+    def continue_changed(self) -> None:
+        """Go on with other values: what has come to a plateau is given as long again."""
+        self.stopped_early, self.patient_from = False, self.epochs

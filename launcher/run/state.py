@@ -35,8 +35,7 @@ def parts_of(learner: Learner) -> dict[str, Any]:
     parts: dict[str, Any] = {rank_part(rank): local_state(learner.model, learner.device)}
     if pieces := learner.optimizer_state.pieces():
         parts[optimizer_part(rank)] = pieces
-    if learner.world.is_main:
-        state = {key: value.detach() for key, value in learner.model.state_dict().items()}
+    if (state := learner.parameters.state()) is not None:
         for name, mean in means.items():
             state[name] = mean.to(state[name].dtype)
         parts["model"] = state
@@ -44,8 +43,8 @@ def parts_of(learner: Learner) -> dict[str, Any]:
         parts[rank_part(rank)]["average"] = learner.average.state()
         with learner.average.in_place():
             means = mean_batch_norm(learner.model)
-        if learner.world.is_main:
-            parts["average"] = learner.average.parameters() | means
+        if (average := learner.average.parameters()) is not None:
+            parts["average"] = average | means
     return parts
 
 
@@ -62,7 +61,8 @@ def restore(start: Checkpoint | None, learner: Learner) -> Progress:
     if start is None:
         return Progress()
     world = learner.world
-    learner.model.load_state_dict(checkpoint.load_part(start, "model"))
+    mapped = not learner.parameters.are_whole
+    learner.parameters.load(checkpoint.load_part(start, "model", mapped=mapped))
     learner.optimizer_state.load(SavedOptimizer(start))
     same_world = start.meta["environment"]["world_size"] == world.world_size
     local = checkpoint.load_part(start, rank_part(world.rank if same_world else 0))
@@ -70,7 +70,7 @@ def restore(start: Checkpoint | None, learner: Learner) -> Progress:
         local["buffers"] = {}
     restore_local_state(learner.model, learner.device, local)
     if learner.average is not None:
-        average = checkpoint.load_part(start, "average")
+        average = checkpoint.load_part(start, "average", mapped=mapped)
         learner.average.restore(average, local["average"], same_world=same_world)
     if not same_world and world.rank:
         torch.manual_seed(start.meta["recipe"]["seed"] + world.rank)
@@ -119,9 +119,10 @@ def check_masks_agree(learner: Learner) -> None:
     """Compare the live connections of the ranks' networks; RunError names both hashes. Collective.
 
     It is the network that is compared, as each rank computes with it: under ZeRO no rank holds all
-    masks, but the weights that were gathered must have the same zeros everywhere.
+    masks, but the weights that were gathered must have the same zeros everywhere. In stage 3 there
+    is one network, of which each rank has its own stretches: nothing could differ.
     """
-    if not isinstance(learner.optimizer, SparseOptimizer):
+    if not isinstance(learner.optimizer, SparseOptimizer) or not learner.parameters.are_whole:
         return
     learned = learner.optimizer.connection_names
     parameters = learner.model.named_parameters()

@@ -8,27 +8,37 @@ on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from launcher.errors import RunError
+from launcher.run.parameters import Parameters, Shards
 from sclcore.optim.shards import Shard
 
 if TYPE_CHECKING:
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-Shards = list[list[Shard]]
 
+class Sliced(Parameters):
+    """Parameters that every rank has whole, while the optimizer trains its slice of all of them.
 
-def flat_shards(zero: DeepSpeedZeroOptimizer, names: Mapping[int, str]) -> Shards:
-    """What this rank's flat tensor of each parameter group holds.
-
-    `names` gives the name of each parameter by `id`. Raises RunError when DeepSpeed was configured
-    in a way that leaves the slices unknown, or when they turn out not to be what it says.
+    Raises RunError when DeepSpeed was configured in a way that leaves the slices unknown, or when
+    they turn out not to be what it says.
     """
+
+    def __init__(self, model: nn.Module, zero: DeepSpeedZeroOptimizer) -> None:
+        super().__init__(model)
+        self._zero = zero
+        self.shards = _flat_shards(zero, self._names)
+        self.ranks = zero.dp_process_group
+
+    def update(self) -> None:
+        self._zero.update_lp_params()
+
+
+def _flat_shards(zero: DeepSpeedZeroOptimizer, names: dict[int, str]) -> Shards:
     if zero.round_robin_gradients:
         raise RunError(
             "DeepSpeed's round_robin_gradients reorders parameters without saying so in its map of "

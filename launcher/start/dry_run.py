@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from data.storage.remote import without_secrets
 from launcher.checkpoints.disk_space import in_units
 from launcher.folder.results import percent, si
 from launcher.models import model_on_meta
@@ -21,14 +22,15 @@ def dry_run(recipe: Recipe, changing: Sequence[str] = (), *, forecast: bool = Fa
     `forecast` trains for a part of the time besides, in this process, to foretell the density that
     each λ would leave. Raises what `prepare` and `forecast_recipe` do.
     """
-    prepared = prepare(recipe, recipe.engine.ranks, changing=changing)
+    prepared = prepare(recipe, recipe.engine.ranks, changing=changing, fetch=False)
     rows = {key: value for key, value in _rows(prepared) if value}
     width = max(map(len, rows)) + 2
     lines = [f"{key:<{width}}{value}" for key, value in rows.items()]
     lines += ["", *prepared.initial.notes] if prepared.initial.notes else []
     if forecast:
         lines += ["", *as_table(forecast_recipe(recipe))]
-    return "\n".join([*lines, "", "All checks passed; nothing was written."])
+    checks = "All checks" if prepared.awaited is None else "All checks but those of that checkpoint"
+    return "\n".join([*lines, "", f"{checks} passed; nothing was written."])
 
 
 def _rows(prepared: Prepared) -> Iterator[tuple[str, str]]:
@@ -72,6 +74,9 @@ def _rows(prepared: Prepared) -> Iterator[tuple[str, str]]:
 
 
 def _standing(prepared: Prepared) -> str:
+    if prepared.awaited is not None:
+        mirror = without_secrets(prepared.inputs.recipe.checkpoint.mirror or "")
+        return f"continues from {prepared.awaited} of {mirror}, once that is fetched"
     if prepared.is_finished:
         return "finished"
     if prepared.start is None:

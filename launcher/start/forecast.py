@@ -23,7 +23,7 @@ from launcher.run.learner import Learner
 from launcher.run.progress import Progress
 from launcher.run.step import train_step
 from launcher.terminal import Pace, say
-from sclcore import SCL, layer_budgets, weight_uses
+from sclcore import SCL
 from sclcore.methods.scl import SCLMethod
 
 _AROUND = [2 ** (i / 2) for i in range(-4, 5)]
@@ -76,7 +76,7 @@ def forecast_recipe(
         left = [
             (x, lam / x if x else math.inf) for x in lams or [lam * factor for factor in _AROUND]
         ]
-        return [_forecast(inputs, learner, lam=x, factor=factor) for x, factor in left]
+        return [_forecast(learner, lam=x, factor=factor) for x, factor in left]
 
 
 def _check(recipe: Recipe) -> None:
@@ -141,11 +141,11 @@ def _train(inputs: Inputs, learner: Learner, course: Course, steps: int) -> None
         raise RunError("most gradients were not finite: there is nothing to forecast from")
 
 
-def _forecast(inputs: Inputs, learner: Learner, *, lam: float, factor: float) -> Forecast:
+def _forecast(learner: Learner, *, lam: float, factor: float) -> Forecast:
     optimizer = learner.optimizer
     assert isinstance(optimizer, SCL)
     live = optimizer.live_connections()
-    budgets = layer_budgets(learner.model, weight_uses(learner.model, inputs.example))
+    budgets = learner.budgets
     left = [
         min(1.0, factor * live[b.layer] / b.connections) if b.layer in live else 1.0
         for b in budgets

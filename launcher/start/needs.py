@@ -33,11 +33,18 @@ class State:
     optimizer: int
 
     def per_rank(self, stage: int, ranks: int) -> float:
-        """ZeRO 1 shares out optimizer state and trains a float32 slice; 2 the gradients as well."""
+        """ZeRO 1 shares out optimizer state and trains a float32 slice; 2 the gradients as well.
+
+        Stage 3 the weights besides, of which an eighth is whole at a time (launcher/run/zero3.py);
+        an update lays the gradients end to end once more.
+        """
         if stage == 0:
             return 2 * self.weights + self.optimizer
+        slices = (self.optimizer + self.weights) / ranks
+        if stage == 3:
+            return self.weights / 8 + slices + 3 * self.weights / ranks
         gradients = self.weights / ranks if stage == 2 else self.weights
-        return self.weights + gradients + (self.optimizer + self.weights) / ranks
+        return self.weights + gradients + slices
 
 
 def size_of(model: nn.Module, image: Tensor) -> Size:

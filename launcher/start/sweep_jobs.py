@@ -37,9 +37,13 @@ class Standing:
     run: SweepRun
     step: int
     finished: bool
+    awaited: str | None = None
+    """The checkpoint of its mirror that it will fetch and continue from."""
 
     @property
     def phrase(self) -> str:
+        if self.awaited is not None:
+            return f"continues from {self.awaited} of its mirror"
         if self.finished:
             return "finished"
         return f"continues at step {self.step:,}" if self.step else "new"
@@ -59,9 +63,10 @@ def check_runs(runs: list[SweepRun]) -> list[Standing]:
     for number, run in enumerate(runs, start=1):
         recipe = run.recipe
         with Waiting(f"checking run {number} of {len(runs)}, {run.name}"):
-            prepared = prepare(recipe, recipe.engine.ranks)
+            # What a mirror has is fetched by the run itself.
+            prepared = prepare(recipe, recipe.engine.ranks, fetch=False)
         step = prepared.start.step if prepared.start else 0
-        standings.append(Standing(run, step, prepared.is_finished))
+        standings.append(Standing(run, step, prepared.is_finished, prepared.awaited))
     return standings
 
 

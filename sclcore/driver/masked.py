@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sclcore.choice import best_of_blocks, largest, largest_of_all
 from sclcore.driver.method import DrivenMethod
@@ -24,6 +24,8 @@ class MaskedMethod(DrivenMethod, frozen=True):
     What is dead is exactly 0, weight and momentum, until the rule brings it back. A subclass says
     which masks a network begins with and, at an update, which it has from now on.
     """
+
+    layerwise: ClassVar = True
 
     def first_masks(self, net: Net, fresh: list[Connected]) -> list[Tensor]:
         return [torch.ones_like(each.param, dtype=torch.bool) for each in fresh]

@@ -33,6 +33,8 @@ class Method(BaseModel, frozen=True, extra="forbid"):
     """The ZeRO stages it works in: 0 where it needs whole tensors on every rank."""
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "autocast", "bf16")
     """The values of `engine.precision` it works with."""
+    layerwise: ClassVar[bool] = False
+    """Whether weights may have other learning rates from layer to layer."""
     takes_masks: ClassVar[bool] = False
     """Whether it has mask variables that can be given at the start."""
     keeps_zeros: ClassVar[bool] = False

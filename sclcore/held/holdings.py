@@ -17,6 +17,7 @@ from sclcore.kernels.reference import COUNTS, FLIPS, LIVE, live
 from sclcore.layout.geometry import Geometry, geometry_of
 from sclcore.layout.local import Group, Source, State, find_pieces, gradient_of, memory_of
 from sclcore.layout.piece import Piece, flat
+from sclcore.optim.layerwise import share_of
 
 
 class Holdings:
@@ -50,12 +51,14 @@ class Holdings:
         """The parameters that the pieces are parts of, each once."""
         self._memory = [*memory_of(self._groups, state)]
         self._known_places: dict[tuple[int, ...], Tensor] = {}
-        by_group: dict[int, list[int]] = {}
+        batches: dict[tuple[int, float], list[int]] = {}
         for i, piece in enumerate(self.pieces):
             if is_plain(piece):
-                by_group.setdefault(id(self.owners[piece.index]), []).append(i)
-        self.plain_batches = [*by_group.values()]
-        """The pieces of each group that a fused step takes, all with the same settings."""
+                group = self.owners[piece.index]
+                share = share_of(group, self.places[piece.index])
+                batches.setdefault((id(group), share), []).append(i)
+        self.plain_batches = [*batches.values()]
+        """The pieces that a fused step takes at once, all with the same settings."""
         # Not of the pieces: a rank may hold none.
         params = [param for group in groups for param in group["params"]]
         self.device = params[0].device

@@ -20,7 +20,8 @@ class Dense(Method, frozen=True):
     """The dense network: the same optimizer of the weights, data, schedule and engine."""
 
     look: ClassVar = ("#1f2933", "D")
-    zero_stages: ClassVar = (0, 1, 2)
+    zero_stages: ClassVar = (0, 1, 2, 3)
+    layerwise: ClassVar = True
 
     name: Literal["dense"] = Field(default="dense", description="keep every connection")
 

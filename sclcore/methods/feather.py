@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sclcore.courses import cubic_density
+from sclcore.courses import check_course, cubic_density
 from sclcore.driver.latent import move_latent
 from sclcore.driver.masked import best_of_all
 from sclcore.driver.method import DrivenMethod
@@ -75,8 +75,7 @@ class Feather(DrivenMethod, frozen=True):
 
     @model_validator(mode="after")
     def _begins_before_it_ends(self) -> Self:
-        if self.begin >= self.end:
-            raise ValueError(f"begin must lie below end, which is {self.end}")
+        check_course(self.begin, self.end)
         return self
 
     def start(self, net: Net, fresh: list[Connected]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sclcore.courses import cubic_density
+from sclcore.courses import check_course, cubic_density
 from sclcore.driver.budgets import erk_counts, layer_counts
 from sclcore.driver.masked import (
     MaskedMethod,
@@ -75,8 +75,7 @@ class Magnitude(MaskedMethod, frozen=True):
             parse_n_m(self.n_m)
             if self.budget != "network":
                 raise ValueError(f"takes n_m or budget: {self.budget}: N:M is the same everywhere")
-        if self.begin >= self.end:
-            raise ValueError(f"begin must lie below end, which is {self.end}")
+        check_course(self.begin, self.end)
         return self
 
     @property

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from sclcore.driver.latent import move_latent
+from sclcore.driver.latent import move_latent, with_momentum
 from sclcore.driver.masked import best_of_all
 from sclcore.driver.method import DrivenMethod
 from sclcore.lazy import torch
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from sclcore.driver.net import Connected, Net
 
-# Where the weights have none, the scores have SGD's of the recipes.
-_MOMENTUM = 0.9
 # A sigmoid never ends: this close to 1 it is 1, so that the density is exact.
 _NEAR = 1e-3
 
@@ -67,7 +65,9 @@ class OptG(DrivenMethod, frozen=True):
     def step(self, net: Net) -> bool:
         share = self._share(net.progress)
         for each in net.tensors:
-            self._move_score(net, each, share)
+            gradient = each.grad * each.state["weight"]
+            moved = with_momentum(net.settings, each.state["score_momentum"], gradient)
+            each.state["score"].sub_(share * net.settings["lr"] * moved)
         masks = [each.state["mask"] for each in net.tensors]
         move_latent(net, masks)
         if net.updates % self.every == 0:
@@ -82,16 +82,6 @@ class OptG(DrivenMethod, frozen=True):
     def _share(self, progress: float) -> float:
         """σ(β · (progress − ½)): of the final sparsity, and of the weights' learning rate."""
         return 1 / (1 + math.exp(-self.steepness * (progress - 0.5)))
-
-    def _move_score(self, net: Net, each: Connected, share: float) -> None:
-        group, velocity = net.settings, each.state["score_momentum"]
-        momentum, nesterov = group["momentum"], group["nesterov"]
-        if group["weight_rule"] == "adamw":
-            momentum, nesterov = _MOMENTUM, True
-        step = each.grad * each.state["weight"]
-        velocity.mul_(momentum).add_(step)
-        moved = step + momentum * velocity if nesterov else velocity
-        each.state["score"].sub_(share * group["lr"] * moved)
 
     def masks(self, net: Net) -> list[Tensor]:
         return [each.state["mask"].clone() for each in net.tensors]

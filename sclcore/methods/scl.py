@@ -25,7 +25,8 @@ class SCLMethod(Method, frozen=True):
     """Sparse Connectivity Learning (arXiv 2201.05020)."""
 
     look: ClassVar = ("#0072b2", "o")
-    zero_stages: ClassVar = (0, 1, 2)
+    zero_stages: ClassVar = (0, 1, 2, 3)
+    layerwise: ClassVar = True
     takes_masks: ClassVar = True
     as_it_was: ClassVar = {"mask_restart": 0.0}
 

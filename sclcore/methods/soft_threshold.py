@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from sclcore.driver.latent import move_latent
+from sclcore.driver.latent import move_latent, with_momentum
 from sclcore.driver.method import DrivenMethod
 from sclcore.lazy import torch
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sclcore.driver.net import Connected, Net
-
-# Where the weights have none, the thresholds have SGD's of the recipes.
-_MOMENTUM = 0.9
 
 
 class SoftThreshold(DrivenMethod, frozen=True):
@@ -68,16 +65,13 @@ class SoftThreshold(DrivenMethod, frozen=True):
         return True
 
     def _move_threshold(self, net: Net, each: Connected, mask: Tensor, grad: Tensor) -> None:
-        group, s, velocity = net.settings, each.state["threshold"], each.state["threshold_momentum"]
-        momentum, nesterov = group["momentum"], group["nesterov"]
-        if group["weight_rule"] == "adamw":
-            momentum, nesterov = _MOMENTUM, True
+        s = each.state["threshold"]
         g = s.sigmoid()
         # In double: the sum is over a whole layer.
         total = torch.where(mask, grad * each.state["weight"].sign(), 0.0).double().sum()
         step = self.s_weight_decay * s - (g * (1 - g) * total).to(s.dtype)
-        velocity.mul_(momentum).add_(step)
-        s.sub_(group["lr"] * (step + momentum * velocity if nesterov else velocity))
+        moved = with_momentum(net.settings, each.state["threshold_momentum"], step)
+        s.sub_(net.settings["lr"] * moved)
 
     def masks(self, net: Net) -> list[Tensor]:
         return [each.state["weight"].abs() > _threshold(each) for each in net.tensors]

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from sclcore.optim.layerwise import share_of
 from sclcore.optim.settings import buffers_of
 
 
@@ -53,20 +54,34 @@ def total_norm(groups: Sequence[dict[str, Any]]) -> Tensor:
 
 
 def step_dense(group: dict[str, Any], state: MutableMapping[Any, dict[str, Any]]) -> None:
-    """Move the parameters of a group without connections."""
-    params = [p for p in group["params"] if p.grad is not None]
-    grads = [p.grad for p in params]
-    if not params:
+    """Move the parameters of a group, none of which is latent."""
+    by_share: dict[float, list[Tensor]] = {}
+    for place, p in enumerate(group["params"]):
+        if p.grad is not None:
+            by_share.setdefault(share_of(group, place), []).append(p)
+    if not by_share:
         return
     rule = adamw_of(group)
     group["updates"] += 1
+    for share, params in by_share.items():
+        _move(params, group, rule, share * group["lr"], state)
+
+
+def _move(
+    params: list[Tensor],
+    group: Mapping[str, Any],
+    rule: AdamW | None,
+    lr: float,
+    state: MutableMapping[Any, dict[str, Any]],
+) -> None:
+    grads: list[Any] = [p.grad for p in params]
     if rule is not None:
         for p in params:
             for key in buffers_of(group):
                 if key not in state[p]:
                     state[p][key] = torch.zeros_like(p)
         averages, squares = ([state[p][key] for p in params] for key in buffers_of(group))
-        step_adamw(params, grads, averages, squares, rule, group["lr"], group["weight_decay"])
+        step_adamw(params, grads, averages, squares, rule, lr, group["weight_decay"])
         return
     buffers = [state[p].get("momentum_buffer") for p in params]
     sgd(
@@ -75,7 +90,7 @@ def step_dense(group: dict[str, Any], state: MutableMapping[Any, dict[str, Any]]
         buffers,
         weight_decay=group["weight_decay"],
         momentum=group["momentum"],
-        lr=group["lr"],
+        lr=lr,
         dampening=0.0,
         nesterov=group["nesterov"],
         maximize=False,

@@ -27,7 +27,7 @@ from sclcore.optim.shards import Shard
 # Of a parameter group, what `connection_groups`, schedulers and engines write into it.
 _OURS = {
     *("params", "param_names", "names", "shapes", "costs", "transposed_groups", "granularity"),
-    *("n_m", "shards", "connections", "updates", "progress"),
+    *("n_m", "shards", "connections", "updates", "progress", "lr_shares"),
 }
 # The names under which DDP and AveragedModel, torch.compile and FSDP hold the model they wrap.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")

@@ -117,7 +117,9 @@ class SCL(LatentState):
         grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
         if any(g.is_sparse for g in grads):
             raise RuntimeError("SCL does not support sparse gradients (an Embedding's, say)")
-        connections = [group for group in self.param_groups if group["connections"]]
+        # An engine that steps the groups one by one may leave those empty whose turn it is not.
+        groups = [group for group in self.param_groups if group["params"]]
+        connections = [group for group in groups if group["connections"]]
         if connections:
             # Not those of other groups: an engine may step them one by one.
             stepped = {name for group in connections for name in group["names"]}

@@ -16,6 +16,7 @@ from sclcore.kernels.kernel import Kernel
 from sclcore.kernels.options import OF_GROUP, Options
 from sclcore.kernels.reference import Cuts, step_weight
 from sclcore.layout.piece import Piece
+from sclcore.optim.layerwise import share_of
 from sclcore.optim.rules import adamw_of
 
 # Below this a feature's gradient is nothing but zeros: it only keeps 0 / 0 from being NaN.
@@ -30,9 +31,11 @@ def options_of(held: Holdings) -> list[Options]:
     options: list[Options] = []
     for piece in held.pieces:
         group, place = held.owners[piece.index], held.places[piece.index]
+        rates = {name: group[name] for name in OF_GROUP}
+        rates["lr"] *= share_of(group, place)
         options.append(
             Options(
-                **{name: group[name] for name in OF_GROUP},
+                **rates,
                 price=group["lam"] * group["costs"][place],
                 noise=group["updates"] * 0x2545F491 + piece.index * 0x9E3779B1,
                 adamw=adamw_of(group),

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from benchmarks import runtime_tables
 from benchmarks.common import in_turn, median, median_ratio
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.process import forked
@@ -182,13 +183,21 @@ def test_formats() -> None:
 
 @pytest.mark.long
 def test_runtime() -> None:
-    rows = run("runtime", "--run", "none")["details"]["rows"]
-    assert [row["spread"] for row in rows] == ["uniform", "erk"]
+    result = run("runtime", "--runs", "none")
+    rows = result["details"]["rows"]
+    assert [row["spread"] for row in rows] == ["uniform", "erk", "erk", "erk"]
+    assert [row["threads"] for row in rows] == [1, 1, 1, 2]
     for row in rows:
         assert {"native", "torch", "onnxruntime"} <= row["milliseconds"].keys()
+    for row in rows[:2]:
         # In the random networks all norms are at their defaults, which compact keeps and which
         # are folded here.
         assert row["bytes"] < row["compact"]
+    for row in rows[2:]:
+        peaks = {engine: m["peak"] - m["before"] for engine, m in row["memory"].items()}
+        assert 0 < peaks["native"] < peaks["onnxruntime"]
+    for of in (runtime_tables.densities, runtime_tables.batches):
+        _assert_a_table(of(result))
 
 
 @pytest.mark.long
@@ -197,6 +206,24 @@ def test_runtime_layers() -> None:
     for layer in details["layers"].values():
         assert layer["ratios"].keys() == {"1.0", "0.5", "0.4", "0.3", "0.2", "0.1", "0.05", "0.02"}
         assert layer["nanoseconds"] > 0 and 0 <= layer["even"] <= 1
+    _assert_a_table(runtime_tables.layers({"details": details}))
+
+
+def _assert_a_table(rows: list[list[str]]) -> None:
+    assert len(rows) > 1 and len({len(row) for row in rows}) == 1, rows
+
+
+def test_tables_are_written_between_their_marks() -> None:
+    """And nowhere else; each has a place in one document at least."""
+    texts = [document.read_text() for document in runtime_tables.DOCUMENTS]
+    for block in runtime_tables.BLOCKS:
+        assert any(runtime_tables.BEGIN.format(block) in text for text in texts)
+    for text in texts:
+        tables = {block: f"| {block} |" for block in runtime_tables.BLOCKS}
+        once = runtime_tables.with_tables(text, tables)
+        assert runtime_tables.with_tables(once, tables) == once != text
+        outside = [part.partition("<!-- end -->")[2] for part in text.split("<!-- python")[1:]]
+        assert all(part in once for part in outside)
 
 
 def test_two_forms_that_train_differently_are_refused() -> None:

@@ -72,7 +72,10 @@ REFUSED = {
         "unknown granularity 'row' for .*: choose one of weight, kernel, feature",
     ),
     "fp16": (["engine.precision=fp16"], "fp16 needs loss scaling"),
-    "zero stage 3": (["engine.zero_stage=3"], "stage 3 takes the parameters away"),
+    "zero stage 3 of whole tensors": (
+        ["method={name: magnitude, density: 0.1}", "engine.zero_stage=3"],
+        "method magnitude needs whole tensors on every rank: engine.zero_stage must be 0, not 3",
+    ),
     "no such checkpoint": (["checkpoint.resume={tmp}/none"], "none"),
 }
 

@@ -121,7 +121,7 @@ def test_a_low_precision_copy_is_refused_where_weights_are_drawn(recipe: Path) -
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_sharded_state_is_refused_before_anything_starts(
     method: str, stage: int, recipe: Path
 ) -> None:

@@ -76,7 +76,7 @@ def test_one_rank_is_two_to_rounding(
         assert torch.allclose(weight, two[name], rtol=0, atol=1e-2), name
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_sharded_state_is_refused_before_anything_starts(stage: int, recipe: Path) -> None:
     with pytest.raises(UsageError, match=rf"method share needs whole .* must be 0, not {stage}"):
         load_recipe(recipe, [*SETTINGS, f"engine.zero_stage={stage}"])

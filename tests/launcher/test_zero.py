@@ -66,7 +66,12 @@ def test_partitions_of_the_network_cut_its_features_and_need_padding(smooth: Pat
 
 @pytest.mark.parametrize(
     ("ranks", "stage"),
-    [(2, 1), (3, 2), *(pytest.param(*r, marks=LONG) for r in ((1, 1), (1, 2), (2, 2), (3, 1)))],
+    [
+        (2, 1),
+        (3, 2),
+        *(pytest.param(*r, marks=LONG) for r in ((1, 1), (1, 2), (2, 2), (3, 1))),
+        *(pytest.param(ranks, 3, marks=LONG) for ranks in (1, 2, 3)),
+    ],
 )
 def test_a_sharded_run_gives_the_same_network(
     ranks: int, stage: int, smooth_run: Path, smooth: Path, tmp_path: Path, start: Start
@@ -90,7 +95,7 @@ def clipped(smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("stage", [pytest.param(0, marks=LONG), pytest.param(1, marks=LONG), 2])
+@pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=LONG) for stage in (0, 1, 3))])
 def test_accumulation_and_clipping_in_every_stage(
     stage: int, clipped: Path, smooth: Path, tmp_path: Path, start: Start
 ) -> None:
@@ -101,9 +106,16 @@ def test_accumulation_and_clipping_in_every_stage(
     assert_same_to_rounding(finished(start, smooth, tmp_path / "run", *settings), clipped)
 
 
-@pytest.mark.parametrize("precision", [pytest.param("autocast", marks=LONG), "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "stages"),
+    [
+        ("bf16", (0, 1, 2)),
+        pytest.param("bf16", (0, 3), marks=LONG),
+        pytest.param("autocast", (0, 1, 2, 3), marks=LONG),
+    ],
+)
 def test_precisions_do_the_same_arithmetic_in_every_stage(
-    precision: str, recipe: Path, tmp_path: Path, start: Start
+    precision: str, stages: tuple[int, ...], recipe: Path, tmp_path: Path, start: Start
 ) -> None:
     """Two ranks' gradients have one sum, in whatever stage: the weights are the same bit for bit.
 
@@ -115,7 +127,7 @@ def test_precisions_do_the_same_arithmetic_in_every_stage(
     common = (f"engine.precision={precision}", "model.kwargs.norm=batch", "optim.epochs=4")
     runs = [
         finished(start, recipe, tmp_path / f"stage{s}", *common, f"engine.zero_stage={s}")
-        for s in (0, 1, 2)
+        for s in stages
     ]
     assert summary(runs[0])["top1"] > 0.5
     assert 0 < summary(runs[0])["live"] < summary(runs[0])["connections"]
@@ -184,13 +196,17 @@ def test_dense_training_is_sharded_and_resumed_alike(
 def test_adamw_is_sharded_and_resumed_alike(
     method: str, smooth: Path, tmp_path: Path, start: Start
 ) -> None:
-    """Stopped in stage 2 and continued in stage 1 it is the run of stage 0, its count included."""
+    """Stopped in stage 2 and continued in stage 1 it is the run of stage 0, its count included.
+
+    With learning rates of their own for its layers, as transformers are fine-tuned.
+    """
     adamw = tmp_path / "adamw.yaml"
     adamw.write_text(
         f"base: {smooth}\nname: adamw\n"
         + ("method: {name: dense}\n" if method == "dense" else "")
         # A key's bias has a gradient of pure rounding, which only eps keeps from being made 1.
-        + "optim: {name: adamw, lr: 0.005, weight_decay: 0.05, eps: 1.0e-5, epochs: 4}\n"
+        + "optim: {name: adamw, lr: 0.005, weight_decay: 0.05, eps: 1.0e-5, epochs: 4,"
+        " layer_decay: 0.7}\n"
     )
     whole = finished(start, adamw, tmp_path / "whole")
     interrupted(start, adamw, tmp_path / "run", "engine.zero_stage=2", ranks=2)
@@ -213,7 +229,10 @@ def test_adamw_is_sharded_and_resumed_alike(
 
 @pytest.mark.long
 def test_a_large_transformer_trains_sharded(recipe: Path, tmp_path: Path, start: Start) -> None:
-    """ViT-L's own width (1,024) and heads, 2 of its 24 blocks, one update per epoch."""
+    """ViT-L's own width (1,024) and heads, 2 of its 24 blocks, one update per epoch.
+
+    In stage 3 its layers are put together one by one. Two updates differ by rounding alone.
+    """
     large = tmp_path / "large.yaml"
     large.write_text(
         f"base: {recipe}\n"
@@ -223,9 +242,14 @@ def test_a_large_transformer_trains_sharded(recipe: Path, tmp_path: Path, start:
         "  kwargs: {img_size: 8, patch_size: 8, depth: 2}\n"
         "optim: {global_batch_size: 720, epochs: 2, lr: 0.01}\n"
     )
-    run_dir = finished(start, large, tmp_path / "run", "engine.zero_stage=2")
-    assert summary(run_dir)["parameters"] > 25e6
-    assert all(torch.isfinite(m).all() for m in mask_variables(run_dir).values())
+    runs = [
+        finished(start, large, tmp_path / f"stage{stage}", f"engine.zero_stage={stage}")
+        for stage in (2, 3)
+    ]
+    for run_dir in runs:
+        assert summary(run_dir)["parameters"] > 25e6
+        assert all(torch.isfinite(m).all() for m in mask_variables(run_dir).values())
+    assert_same_to_rounding(*runs)
 
 
 def work(case: str, ranks: int = 1) -> list[tuple[int, str]]:
@@ -246,6 +270,13 @@ def work(case: str, ranks: int = 1) -> list[tuple[int, str]]:
 
 MAPS = {
     "sound": None,
+    "sound, stage 3": None,
+    "swapped, stage 3": "does not hold the parameter's values",
+    "shifted, stage 3": "does not hold the parameter's values",
+    "gap, stage 3": "has a gap or an overlap before 0.bias",
+    "short, stage 3": "elements, .* of them from parameters",
+    "cut, stage 3": "cut parameter group 1 into several",
+    "gate, stage 3": r"keeps 'gate' \(5\) of a slice of parameters, .* use engine.zero_stage=0",
     "swapped": "does not hold the parameter's values",
     "shifted": "does not hold the parameter's values",
     "gap": "has a gap or an overlap before",

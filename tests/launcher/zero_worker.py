@@ -39,7 +39,8 @@ def check_maps(cases: list[str]) -> None:
     with process_group(world, config):
         for case in cases:
             try:
-                check_map(case, config)
+                stage = 3 if "stage 3" in case else 1
+                check_map(case, config.model_copy(update={"zero_stage": stage}))
                 said[case] = None
             except RunError as error:
                 said[case] = str(error)
@@ -47,7 +48,7 @@ def check_maps(cases: list[str]) -> None:
 
 
 def check_map(case: str, config: EngineConfig) -> None:
-    """Build an engine in stage 1, spoil its map as `case` says, and read it."""
+    """Build an engine, spoil its map of slices as `case` says, and read it."""
     model = network()
     optimizer = SCL(connection_groups(model), lr=0.1, lam=0.1)
     names = parameter_names(model, optimizer)
@@ -55,9 +56,10 @@ def check_map(case: str, config: EngineConfig) -> None:
         shard_sizes=(8,), seed=0, global_batch_size=4, world_size=1, rank=0, accumulation=1
     )
     engine = build_engine(model, optimizer, plan, clip_grad_norm=None, config=config)
-    spoil(case, engine.optimizer, model)
+    what = case.partition(",")[0]
+    (spoil if config.zero_stage == 1 else spoil_stage_3)(what, engine.optimizer, model)
     state = OptimizerState(engine, model, optimizer, names)
-    if case == "gate":
+    if what == "gate":
         [flat] = optimizer.param_groups[0]["params"]
         optimizer.state[flat]["gate"] = torch.ones(5)
     state.pieces()
@@ -80,6 +82,23 @@ def spoil(case: str, zero: Any, model: Any) -> None:
         zero.round_robin_gradients = True
     elif case == "offload":
         zero.cpu_offload = True
+
+
+def spoil_stage_3(case: str, zero: Any, model: Any) -> None:
+    weight, first, second = model[0].weight, model[0].bias, model[2].bias
+    position = zero.grad_position[zero.get_param_id(first)]
+    if case == "swapped":
+        # Both are zeros: only their addresses tell them apart.
+        first.ds_tensor.data, second.ds_tensor.data = second.ds_tensor.data, first.ds_tensor.data
+    elif case == "shifted":
+        rolled = weight.ds_tensor.data.roll(1)
+        weight.ds_tensor.data.copy_(rolled)
+    elif case == "gap":
+        position[1] += 1
+    elif case == "short":
+        zero.fp16_groups[1].pop()
+    elif case == "cut":
+        zero.sub_group_to_group_id[0] = 1
 
 
 def train_with_one_odd_rank(recipe: str, run_dir: str) -> int:

@@ -1,5 +1,5 @@
 """Sparse networks as C: a runtime that stores and multiplies live weights alone."""
 
-from sclcore.export.native.save import open_native, save_native
+from sclcore.export.native.save import MODEL, open_native, save_native
 
-__all__ = ["open_native", "save_native"]
+__all__ = ["MODEL", "open_native", "save_native"]

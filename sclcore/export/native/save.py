@@ -19,6 +19,7 @@ from sclcore.export.native.lower import lower
 from sclcore.export.native.steps import Network
 
 MODEL = "model.scln"
+Run = Callable[..., Tensor]
 
 
 def save_native(
@@ -30,36 +31,35 @@ def save_native(
     operator without a kernel or weights that are not finite, where there is no C compiler, and
     where the outputs differ from the model's.
     """
-    run, network = _written(model, folder, example, metadata or {}, threads=1)
+    run, network = _written(model, folder, example, metadata or {})
     difference, scale = compare_outputs(model, run, example, MODEL)
     return Compared(difference, scale, live_of(network))
 
 
-def open_native(
-    model: nn.Module, folder: Path, example: Tensor, threads: int = 1
-) -> Callable[[Tensor], Tensor]:
-    """`model` in the runtime, as a function of float32 images; `folder` is not needed afterwards.
+def open_native(model: nn.Module, folder: Path, example: Tensor) -> Run:
+    """`model` in the runtime, as a function of float32 images and, if given, threads; `folder` is
+    not needed afterwards.
 
     Raises ExportError as `save_native` does, but compares no outputs.
     """
-    return _written(model, folder, example, {}, threads)[0]
+    return _written(model, folder, example, {})[0]
 
 
 def _written(
-    model: nn.Module, folder: Path, example: Tensor, metadata: Mapping[str, Any], threads: int
-) -> tuple[Callable[[Tensor], Tensor], Network]:
+    model: nn.Module, folder: Path, example: Tensor, metadata: Mapping[str, Any]
+) -> tuple[Run, Network]:
     network = lower(model, example)
     save_network(network, folder / MODEL, metadata)
     write_sources(folder)
     compile_sources(folder)
     try:
-        runtime = sclrun.load(folder, threads)
+        runtime = sclrun.load(folder)
     except (ValueError, OSError) as error:
         raise ExportError(f"--format native: {error}") from error
     shape = network.out_shape
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(runtime(images.numpy())).reshape(len(images), *shape)
+    def run(images: Tensor, threads: int = 1) -> Tensor:
+        return torch.from_numpy(runtime(images.numpy(), threads)).reshape(len(images), *shape)
 
     return run, network
 

@@ -140,13 +140,24 @@ def test_a_server_that_fails_is_a_warning_until_it_answers(
 def test_a_run_goes_on_elsewhere_from_its_mirror(
     recipe: Path, tmp_path: Path, start: Start
 ) -> None:
-    """Stopped, its folder lost, and the same to the bit as one that was left in peace."""
+    """Stopped, its folder lost, and the same to the bit as one that was left in peace.
+
+    What is only looked at before is not fetched.
+    """
     run_dir, there, left = tmp_path / "run", tmp_path / "mirror", tmp_path / "left"
     settings = ("optim.epochs=3", "model.kwargs.norm=batch")
     mirrored = (*settings, f"checkpoint.mirror={there.as_uri()}")
     segment(start, recipe, run_dir, *mirrored, ranks=2, stop=17)
     shutil.copytree(run_dir, tmp_path / "lost")
     shutil.rmtree(run_dir / "checkpoints")
+    before = sorted(tmp_path.rglob("*"))
+    asked = [f"run_dir={run_dir}", "engine.ranks=2", *mirrored]
+    command = scl("train", "--recipe", recipe, "--set", *asked, "--dry-run")
+    code, said = finish(start(command))
+    assert code == 0, said
+    assert f"continues from step-00000017 of {there.as_uri()}, once that is fetched" in said
+    assert "All checks but those of that checkpoint passed; nothing was written." in said
+    assert sorted(tmp_path.rglob("*")) == before
     segment(start, recipe, run_dir, *mirrored, ranks=2)
     segment(start, recipe, left, *settings, ranks=2)
     assert_identical(run_dir, left)

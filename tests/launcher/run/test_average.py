@@ -14,10 +14,11 @@ from launcher.checkpoints import checkpoint
 from launcher.errors import UsageError
 from launcher.recipe.load import load_recipe
 from launcher.run.average import WeightAverage
+from launcher.run.parameters import Parameters
 from launcher.tracking.series import SERIES
 from sclcore.export import load_compact
 from sclcore.registry import known_methods
-from tests.launcher.conftest import Start, finish, launch, scl, summary
+from tests.launcher.conftest import Start, finish, launch, mask_variables, scl, summary
 from tests.launcher.test_resume import assert_identical, segment
 
 
@@ -26,7 +27,7 @@ def test_it_is_the_formula_and_knows_dead_connections() -> None:
     linear, norm = nn.Linear(5, 4), nn.BatchNorm1d(4)
     assert norm.running_mean is not None
     model = nn.Sequential(linear, norm)
-    average = WeightAverage(model, 0.6, masked=["0.weight"])
+    average = WeightAverage(Parameters(model), 0.6, masked=["0.weight"])
     expected = linear.weight.detach().double().clone()
     for n in range(1, 9):
         with torch.no_grad():
@@ -91,6 +92,29 @@ def test_it_is_evaluated_saved_and_resumed(
     assert results["top1"] == pytest.approx(summary(averaged)["ema_top1"], abs=1e-9)
 
 
+def test_it_is_the_same_in_stage_3(
+    averaged: Path, recipe: Path, tmp_path: Path, start: Start
+) -> None:
+    """Where a rank holds a stretch of each parameter: interrupted, and against stage 1.
+
+    Two ranks' gradients have one sum in whatever stage, so weights are the same bit for bit; mask
+    variables of features that ranks share are off by the rounding of another sum.
+    """
+    settings, run_dir = (*SETTINGS, "engine.zero_stage=3"), tmp_path / "run"
+    for stop in (17, None):
+        segment(start, recipe, run_dir, *settings, ranks=2, stop=stop)
+    for name in ("model", "model_ema"):
+        ours, theirs = (load_file(run / f"{name}.safetensors") for run in (run_dir, averaged))
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert torch.equal(ours[key], value), key
+    assert (run_dir / "layers.csv").read_bytes() == (averaged / "layers.csv").read_bytes()
+    for key in ("top1", "ema_top1", "mask_hash", "macs", "parameters"):
+        assert summary(run_dir)[key] == summary(averaged)[key]
+    masks, others = mask_variables(run_dir), mask_variables(averaged)
+    assert max(float((mask - others[name]).abs().max()) for name, mask in masks.items()) < 1e-4
+
+
 def test_it_is_exported_where_that_is_asked_for(
     averaged: Path, tmp_path: Path, start: Start
 ) -> None:
@@ -114,10 +138,13 @@ def test_other_ranks_go_on_with_it(averaged: Path, recipe: Path, tmp_path: Path)
     assert abs(summary(run_dir)["ema_top1"] - summary(averaged)["ema_top1"]) < 0.1
 
 
-def test_a_run_ends_on_a_plateau_and_stays_ended(
+def test_a_run_ends_on_a_plateau_and_stays_ended_until_it_is_continued(
     recipe: Path, tmp_path: Path, start: Start
 ) -> None:
-    """Of 20 epochs at a learning rate of nothing: masks are final at epoch 4, and then two more."""
+    """Of 20 epochs at a learning rate of nothing: masks are final at epoch 4, and then two more.
+
+    Given other values, it is given as much patience again; once.
+    """
     run_dir = tmp_path / "run"
     settings = ("optim.epochs=20", "schedule.freeze_masks_at=0.2", "optim.early_stop_epochs=2")
     settings += ("optim.lr=1e-12", "method.mask_lr=1e-12", "checkpoint.every_epochs=5")
@@ -130,6 +157,17 @@ def test_a_run_ends_on_a_plateau_and_stays_ended(
     before = (run_dir / "metrics.jsonl").read_bytes()
     segment(start, recipe, run_dir, *settings, ranks=2)
     assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+    command = scl("train", "--recipe", recipe, "--ranks", "1", "--set", f"run_dir={run_dir}")
+    command += [*settings, "--continue-with", "optim.epochs=30"]
+    code, said = finish(start(command))
+    assert code == 0, said
+    assert "continues with optim.epochs 30 instead of 20" in said
+    assert "stopped after 8 of 30 epochs" in said
+    assert summary(run_dir)["epochs"] == 8
+    code, said = finish(start(command))
+    assert code == 0 and "is finished; choose another folder" in said, said
+    assert summary(run_dir)["epochs"] == 8
 
 
 @pytest.mark.parametrize(
