@@ -39,6 +39,7 @@ from data.shards.manifest import ImageStats
 from launcher.errors import UserError
 from launcher.recipe.distill import DistillConfig
 from launcher.run.average import WeightAverage
+from launcher.run.parameters import Parameters
 from launcher.run.teacher import Teacher
 from sclcore.network.connections import find_connections
 
@@ -61,7 +62,7 @@ class Averages:
                 average.update()
             return
         masked = {connections.name for connections in find_connections(model)}
-        self._kept = {decay: WeightAverage(model, decay, masked) for decay in DECAYS}
+        self._kept = {decay: WeightAverage(Parameters(model), decay, masked) for decay in DECAYS}
 
     def in_turn(self) -> Iterator[float]:
         """Each decay, while the network that is trained is the average of it."""
