@@ -39,6 +39,7 @@ from data.shards.manifest import ImageStats
 from launcher.errors import UserError
 from launcher.recipe.distill import DistillConfig
 from launcher.run.average import WeightAverage
+from launcher.run.parameters import Parameters
 from launcher.run.teacher import Teacher
 from sclcore.network.connections import find_connections
 
@@ -61,7 +62,7 @@ class Averages:
                 average.update()
             return
         masked = {connections.name for connections in find_connections(model)}
-        self._kept = {decay: WeightAverage(model, decay, masked) for decay in DECAYS}
+        self._kept = {decay: WeightAverage(Parameters(model), decay, masked) for decay in DECAYS}
 
     def in_turn(self) -> Iterator[float]:
         """Each decay, while the network that is trained is the average of it."""
@@ -72,7 +73,7 @@ class Averages:
 
 def taught_by(network: nn.Module, of: Images, weight: float, temperature: float) -> Loss:
     """The loss with a teacher, which sees the student's images as they are."""
-    channels = of.images.shape[1]
+    channels = 3 if of.images.shape[1] == 3 else 1
     stats = ImageStats(channels=channels, mean=[0] * channels, std=[1] * channels, measured_on=1)
     config = DistillConfig(teacher="dense", weight=weight, temperature=temperature)
     teacher = Teacher(network, config, stats, stats)
@@ -138,7 +139,7 @@ def compared(lines: list[Line]) -> dict[str, Any]:
             }
             more = [line.top1 - base[split] for split, line in of_name.items() if split in base]
             found.setdefault(f"{100 * asked:g} %", {})[name] = {
-                "top1": spread(np.array([line.top1 for line in of_name.values()])),
+                "top-1": spread(np.array([line.top1 for line in of_name.values()])),
                 "density": float(np.mean([line.density for line in of_name.values()])),
                 "more": spread(np.array(more)),
             }
@@ -147,7 +148,7 @@ def compared(lines: list[Line]) -> dict[str, Any]:
 
 def printed(found: dict[str, Any]) -> str:
     rows = [
-        [name, asked, shown(row["top1"]), f"{100 * row['density']:.2f} %", shown(row["more"])]
+        [name, asked, shown(row["top-1"]), f"{100 * row['density']:.2f} %", shown(row["more"])]
         for asked, of_density in found.items()
         for name, row in of_density.items()
     ]

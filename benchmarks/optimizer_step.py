@@ -54,12 +54,13 @@ def steps_of(
     name: str, rule: str, device: torch.device
 ) -> tuple[int, dict[str, Callable[[], object]]]:
     """How many weights timm's model `name` has, and the steps to be timed, already warm."""
-    model = with_gradients(name, device)
+    # A network for each: SCL takes over what another has written into its weights, step by step.
+    model, learning, freezing = (with_gradients(name, device) for _ in range(3))
     common: dict[str, Any] = {"lr": 1e-4, "weight_decay": 1e-4}
     dense = AdamW(model.parameters(), fused=True, **common)
     if rule == "sgd":
         dense = SGD(model.parameters(), momentum=0.9, fused=True, **common)
-    learned, frozen = connection_groups(model), connection_groups(model, mask_lr=0.0)
+    learned, frozen = connection_groups(learning), connection_groups(freezing, mask_lr=0.0)
     optimizers: dict[str, Optimizer] = {
         rule: dense,
         "scl": SCL(learned, lam=0.1, weight_rule=rule, **common),

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import psutil
-
 from data.errors import DataError
 
 _HOST = socket.gethostname().replace("-", "_")
@@ -159,6 +157,9 @@ def _is_abandoned(entry: Path) -> bool:
     if match["host"] == _HOST:
         if int(match["pid"]) == os.getpid():
             return match["token"] != _TOKEN
+        # Here, so that files are written where there is no psutil, too.
+        import psutil
+
         if not psutil.pid_exists(int(match["pid"])):
             return True
     return _newest_change(entry) < time.time() - _ABANDONED_AFTER_S

@@ -10,13 +10,21 @@ from typing import Any
 
 from benchmarks.gpu.parts import Measuring
 
+# What the whole of it takes on a GPU, starting included, and with which options.
+_WHOLE: dict[str, tuple[float, list[str]]] = {
+    "telemetry": (40, []),
+    "checkpoint": (30, ["--rounds", "2"]),
+}
+
 
 def run(measuring: Measuring) -> None:
     command = [sys.executable, "-m", f"benchmarks.{measuring.name}"]
     command += ["--device", measuring.device.type]
-    # Ten epochs of two networks take minutes; the quick form is one of one.
-    if measuring.is_rehearsal or not measuring.has(120):
-        command.append("--quick")
+    seconds, options = _WHOLE[measuring.name]
+    # The quick form is a smaller network, or small images: its ratio is that of those.
+    is_quick = measuring.is_rehearsal or not measuring.has(seconds)
+    command += ["--quick"] if is_quick else options
+    measuring.add("form", "quick" if is_quick else "whole")
     done = subprocess.run(command, capture_output=True, text=True)
     print(done.stdout, done.stderr, flush=True)
     done.check_returncode()

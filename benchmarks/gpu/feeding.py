@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 import tempfile
 import time
@@ -30,11 +31,14 @@ Batches = Iterator[dict[str, Tensor]]
 def run(measuring: Measuring) -> None:
     batch, size = (8, 32) if measuring.is_rehearsal else (BATCH, 224)
     distinct, shards = (8, 2) if measuring.is_rehearsal else (96, 8)
-    workers = 1 if measuring.is_rehearsal else max(1, len(os.sched_getaffinity(0)) - 1)
+    workers, prefetch = _fitting(1 if measuring.is_rehearsal else None, 3 * batch * size**2)
+    if not workers:
+        measuring.add("left out", "/dev/shm has no room for three batches")
+        return
     with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder) / "train", distinct, shards, 4 * batch)
+        _write(Path(folder) / "train", distinct, shards, 2 * batch)
         config = DataConfig(path=folder, image_size=size, augment="imagenet", hflip=True)
-        config = config.model_copy(update={"workers": workers, "prefetch": 4})
+        config = config.model_copy(update={"workers": workers, "prefetch": prefetch})
         dataset = open_split(config, "train")
         plan = BatchPlan(dataset.shard_sizes, 0, batch)
         batches = train_stream(dataset, plan, config, epochs=10**6)
@@ -53,6 +57,17 @@ def run(measuring: Measuring) -> None:
             measuring.add(f"ResNet-50, {name}", rate, "images/s")
         fed = rates["a step from the loader"] / rates["the step alone, the same batch"]
         measuring.add("fed ÷ the step alone", fed, "×")
+
+
+def _fitting(workers: int | None, batch_bytes: int) -> tuple[int, int]:
+    """Workers (None: as many as there are cores, less one) and batches ahead of each.
+
+    Containers often have little shared memory, and a worker that meets its end there is killed.
+    """
+    workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
+    room = shutil.disk_usage("/dev/shm").free // 2 // batch_bytes - 2
+    prefetch = max(1, min(4, room // workers))
+    return max(0, min(workers, room // prefetch)), prefetch
 
 
 def _rate(call: Callable[[], object], measuring: Measuring, batch: int, least: int) -> float:

@@ -22,7 +22,7 @@ class Part:
     weight: float
     """Of the time that is left, its share beside the weights of those that follow."""
     needs: tuple[str, ...] = ()
-    """Packages beyond torch, triton, timm, torchvision, pydantic, tqdm."""
+    """Packages beyond torch, triton, timm, torchvision, pydantic, tqdm and what these bring."""
     least_s: float = 5
     """Below this it is not begun."""
 
@@ -31,22 +31,35 @@ class Part:
         return [name for name in self.needs if importlib.util.find_spec(name) is None]
 
 
-_LAUNCHER = ("deepspeed", "yaml", "psutil")
+_LAUNCHER = ("deepspeed", "psutil", "simplejpeg")
+_DIGITS = ("webdataset", "sklearn")
 
 PARTS = (
     Part("kernels", "fused steps against the reference in float64", "kernels", 1.5),
     Part("floor", "optimizer step ÷ the time to move its bytes", "floor", 1),
     Part("training", "SCL ÷ dense ÷ timm's own loop: time and memory of a step", "training", 5),
     Part("semi_structured", "2:4: what conversion keeps, and its speed", "semi_structured", 1),
-    Part("telemetry", "watching masks: step with ÷ without", "command", 1.5, (*_LAUNCHER, "wandb")),
-    Part("feeding", "the loader and a step that takes from it", "feeding", 1.5, ("psutil",)),
+    Part(
+        "telemetry",
+        "watching masks: step with ÷ without",
+        "command",
+        1.5,
+        (*_LAUNCHER, *_DIGITS, "wandb"),
+    ),
+    Part(
+        "feeding",
+        "the loader and a step that takes from it",
+        "feeding",
+        1.5,
+        ("psutil", "simplejpeg"),
+    ),
     Part("checkpoint", "a step beside a checkpoint being written ÷ alone", "command", 1, _LAUNCHER),
     Part(
         "demo",
         "the digits, trained by `scl train`",
         "demo",
         2,
-        (*_LAUNCHER, "webdataset", "wandb", "sklearn"),
+        (*_LAUNCHER, *_DIGITS, "wandb", "rich", "rich_argparse", "matplotlib"),
         least_s=20,
     ),
 )

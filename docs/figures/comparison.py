@@ -65,10 +65,10 @@ def _percent(stat: Stat | None, digits: int) -> str:
     return f"{100 * stat.mean:.{digits}f}{spread} %"
 
 
-def put_table(name: str, text: str) -> None:
-    """Write a table into the document, between the comment that names it and the next end."""
+def put_table(name: str, text: str, document_name: str = "comparison.md") -> None:
+    """Write a table into a document, between the comment that names it and the next end."""
     begin, end = f"<!-- table: {name} -->", "<!-- end of table -->"
-    document = _DOCS / "comparison.md"
+    document = _DOCS / document_name
     before, rest = document.read_text().split(begin)
     after = rest.partition(end)[2]
     atomic_write(document, f"{before}{begin}\n{text}\n{end}{after}")
