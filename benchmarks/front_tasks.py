@@ -64,7 +64,8 @@ _CLIPPED = {"optim.clip_grad_norm": 3}
 # What a method is called here, and its settings on all tasks and at all densities. What is not here
 # is the default; docs/comparison.md says how each was chosen.
 METHODS: dict[str, dict[str, Any]] = {
-    "scl": {"name": "scl"},
+    # Others have an end of their own, or none.
+    "scl": {"name": "scl", "schedule.freeze_masks_at": 0.7},
     "dense": {"name": "dense"},
     "magnitude": {"name": "magnitude"},
     "rigl": {"name": "rigl", "every": 20, "optim.clip_grad_norm": 1},

@@ -1,4 +1,4 @@
-"""`method.target_density` and `target_macs`: λ is steered, where a recipe says what should stay."""
+"""`method.target_density` and `target_macs`: a recipe says what should stay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sclcore.scl.controller import TargetController
 def controller_of(
     recipe: Recipe, model: nn.Module, optimizer: Optimizer, example: Tensor, total_steps: int
 ) -> TargetController | None:
-    """The controller a recipe asks for; None where λ is plain. `example` is one input.
+    """The controller a recipe asks for; None where λ decides. `example` is one input.
 
     Raises UsageError where the target cannot be met whatever λ does.
     """

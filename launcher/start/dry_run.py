@@ -96,7 +96,7 @@ def _method(inputs: Inputs) -> str:
 
 def _aim(key: str, share: float) -> str:
     what = "connections" if key == "target_density" else "MACs"
-    return f"λ steered until {percent(share)} of the {what} are left"
+    return f"held, in the end, to {percent(share)} of the {what}"
 
 
 def _needs(inputs: Inputs) -> tuple[Size, State]:

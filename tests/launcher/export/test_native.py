@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_what_cannot_run_is_refused(
     undisturbed: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native = ["--format", "native", "--out", tmp_path / "out"]
-    settings = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+    settings: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
     convnext = timm.create_model("convnext_atto", num_classes=5, **settings)
     save_file(convnext.state_dict(), tmp_path / "convnext.safetensors")
     more = ["--model", "convnext_atto", "--image-size", "32"]
