@@ -106,11 +106,12 @@ def _memory(
     rows = []
     for batch in asked.batches:
         images = folder / f"images-{batch}.npy"
-        np.save(images, _images(source, batch).numpy())
+        example = _images(source, batch)
+        np.save(images, example.numpy())
         for form in all_forms:
             if form.open is None:
                 continue
-            file = form.file or _pickled(form, folder)
+            file = form.file or _traced(form, example, folder)
             for threads in counts:
                 say(f"memory of {form.name}, batch {batch}")
                 try:
@@ -123,11 +124,12 @@ def _memory(
     return rows
 
 
-def _pickled(form: Form, folder: Path) -> Path:
-    file = folder / f"{form.name}.pt"
-    if not file.exists():
-        assert form.open is not None
-        torch.save(form.open(1), file)
+def _traced(form: Form, example: torch.Tensor, folder: Path) -> Path:
+    """A file of PyTorch's own operators, which can be read without running what is in it."""
+    file = folder / f"{form.name}-{len(example)}.pt"
+    assert form.open is not None
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(form.open(1), example, check_trace=False), file)
     return file
 
 

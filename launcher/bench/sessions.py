@@ -57,15 +57,12 @@ def native(file: Path, threads: int) -> Callable[[], Session]:
 
 
 def torch(file: Path, threads: int) -> Callable[[], Session]:
-    """A pickled module of a moment ago."""
+    """What PyTorch traced a moment ago."""
     torch: Any = importlib.import_module("torch")
-    # What models are made of: imported before the memory counts, as torch is.
-    importlib.import_module("launcher.bench.forms")
-    importlib.import_module("launcher.models")
     torch.set_num_threads(threads)
 
     def load() -> Session:
-        model = torch.load(file, weights_only=False)
+        model = torch.jit.load(file)
 
         @torch.inference_mode()
         def run(batch: Array) -> Array:
