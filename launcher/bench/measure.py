@@ -18,7 +18,7 @@ import torch
 from launcher.bench.asked import Asked
 from launcher.bench.form import Form
 from launcher.bench.forms import forms
-from launcher.bench.memory import measured
+from launcher.bench.memory import measured, measured_here
 from launcher.bench.timing import latencies
 from launcher.errors import RunError, UsageError
 from launcher.export.source import Source
@@ -106,31 +106,23 @@ def _memory(
     rows = []
     for batch in asked.batches:
         images = folder / f"images-{batch}.npy"
-        example = _images(source, batch)
-        np.save(images, example.numpy())
+        np.save(images, _images(source, batch).numpy())
         for form in all_forms:
             if form.open is None:
                 continue
-            file = form.file or _traced(form, example, folder)
             for threads in counts:
                 say(f"memory of {form.name}, batch {batch}")
                 try:
-                    found = measured(form.engine, file, images, threads)
+                    if form.file is None:
+                        found = measured_here(form.open(1), images, threads)
+                    else:
+                        found = measured(form.engine, form.file, images, threads)
                 except OSError as error:
                     raise RunError(f"--memory: {error}") from error
                 rows.append(
                     {"form": form.name, "batch": batch, "threads": threads, **asdict(found)}
                 )
     return rows
-
-
-def _traced(form: Form, example: torch.Tensor, folder: Path) -> Path:
-    """A file of PyTorch's own operators, which can be read without running what is in it."""
-    file = folder / f"{form.name}-{len(example)}.pt"
-    assert form.open is not None
-    with torch.no_grad():
-        torch.jit.save(torch.jit.trace(form.open(1), example, check_trace=False), file)
-    return file
 
 
 def _images(source: Source, batch: int) -> torch.Tensor:

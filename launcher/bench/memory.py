@@ -9,14 +9,21 @@ code of libraries is in it, from its first use on.
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.bench.sessions import ENGINES
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _SECONDS = 600
@@ -40,6 +47,51 @@ def measured(engine: str, file: Path, images: Path, threads: int) -> Memory:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise OSError(f"{engine} in a process of its own: {last}")
     return Memory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measured_here(model: nn.Module, images: Path, threads: int) -> Memory:
+    """The same of a PyTorch module, which the process is sent once its imports are done.
+
+    Raises OSError as `measured` does.
+    """
+    if not _CLEAR.exists():
+        raise OSError("the peak of a process is read from /proc of Linux, which is not here")
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_run_model, args=(theirs, images, threads), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        ours.send(model)
+        if not ours.poll(_SECONDS):
+            raise OSError(f"torch in a process of its own: nothing came in {_SECONDS} s")
+        return ours.recv()
+    except (EOFError, BrokenPipeError):
+        process.join()
+        raise OSError(
+            f"torch in a process of its own: it ended with code {process.exitcode}"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run_model(pipe: Connection, images: Path, threads: int) -> None:
+    import numpy
+    import torch
+
+    # What models are made of: imported before the memory counts, as torch is.
+    importlib.import_module("launcher.bench.forms")
+    importlib.import_module("launcher.models")
+    torch.set_num_threads(threads)
+    batch = numpy.load(images)
+    _CLEAR.write_text("5", encoding="ascii")
+    before = _resident("VmRSS")
+    model = pipe.recv()
+    with torch.inference_mode():
+        for _ in range(2):
+            model(torch.from_numpy(batch)).numpy()
+    pipe.send(Memory(before, _resident("VmHWM")))
 
 
 def main() -> None:

@@ -56,25 +56,7 @@ def native(file: Path, threads: int) -> Callable[[], Session]:
     return lambda: sclrun.load(file, threads)
 
 
-def torch(file: Path, threads: int) -> Callable[[], Session]:
-    """What PyTorch traced a moment ago."""
-    torch: Any = importlib.import_module("torch")
-    torch.set_num_threads(threads)
-
-    def load() -> Session:
-        model = torch.jit.load(file)
-
-        @torch.inference_mode()
-        def run(batch: Array) -> Array:
-            return model(torch.from_numpy(batch)).numpy()
-
-        return run
-
-    return load
-
-
 ENGINES: dict[str, Opener] = {
-    "torch": torch,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
     "native": native,
