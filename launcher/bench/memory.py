@@ -15,6 +15,7 @@ import multiprocessing
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 from launcher.bench.sessions import ENGINES
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _SECONDS = 600
@@ -49,7 +50,7 @@ def measured(engine: str, file: Path, images: Path, threads: int) -> Memory:
     return Memory(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def measured_here(model: nn.Module, images: Path, threads: int) -> Memory:
+def measured_here(model: Callable[[Tensor], Tensor], images: Path, threads: int) -> Memory:
     """The same of a PyTorch module, which the process is sent once its imports are done.
 
     Raises OSError as `measured` does.
