@@ -50,7 +50,7 @@ def measured(engine: str, file: Path, images: Path, threads: int) -> Memory:
     return Memory(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def measured_here(model: Callable[[Tensor], Tensor], images: Path, threads: int) -> Memory:
+def measured_here(model: Callable[[Tensor], object], images: Path, threads: int) -> Memory:
     """The same of a PyTorch module, which the process is sent once its imports are done.
 
     Raises OSError as `measured` does.
@@ -91,7 +91,7 @@ def _run_model(pipe: Connection, images: Path, threads: int) -> None:
     model = pipe.recv()
     with torch.inference_mode():
         for _ in range(2):
-            model(torch.from_numpy(batch)).numpy()
+            model(torch.from_numpy(batch))
     pipe.send(Memory(before, _resident("VmHWM")))
 
 
