@@ -169,7 +169,7 @@ def test_a_checkpoint_holds_what_it_must(smooth_run: Path) -> None:
     assert found.meta["order"] == 2
     assert found.meta["progress"].keys() == {
         *("step", "epochs", "seconds", "results", "wandb_id", "wandb_said", "steering", "shift"),
-        *("best_top1", "best_epoch", "stopped_early"),
+        *("best_top1", "best_epoch", "stopped_early", "patient_from"),
     }
     assert found.meta["recipe"]["schedule"]["freeze_masks_at"] == 0.6
     assert found.evaluation is not None and found.evaluation.final
