@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from benchmarks.common import options_parser, parse, report, table
 from benchmarks.runtime_runs import RUNS, train_missing
 from launcher.bench.engines import session
-from launcher.bench.memory import measured
+from launcher.bench.memory import measured, measured_here
 from launcher.bench.timing import latencies
 from launcher.export.source import open_source
 from sclcore.driver.budgets import erk_densities
@@ -46,7 +46,8 @@ DENSITIES = (0.2, 0.1, 0.05, 0.02)
 NETWORKS = ("resnet50", "mobilenetv2_100", "vit_small_patch16_224")
 TARGETS = {0.1: 1.8, 0.05: 3.0, 0.02: 5.0}
 DEVICE = torch.device("cpu")
-Files = dict[str, Path]
+Engines = dict[str, Path | nn.Module]
+"""What each engine runs: a file, or under `torch` the module itself."""
 """Engine → the file that it loads; the native runtime's first."""
 Row = dict[str, Any]
 
@@ -68,26 +69,28 @@ def masked(model: nn.Module, density: float, spread: str) -> tuple[nn.Module, in
     return model.eval(), live
 
 
-def dense_files(model: nn.Module, example: Tensor, folder: Path) -> Files:
+def dense_files(model: nn.Module, example: Tensor, folder: Path) -> Engines:
     folder.mkdir()
     save_onnx(model, folder / "dense.onnx", example)
-    torch.save(model, folder / "dense.pt")
-    files = {"torch": folder / "dense.pt", "onnxruntime": folder / "dense.onnx"}
+    files: Engines = {"torch": model, "onnxruntime": folder / "dense.onnx"}
     if importlib.util.find_spec("openvino") is not None:
         files["openvino"] = folder / "dense.onnx"
     return files
 
 
-def native_file(model: nn.Module, example: Tensor, folder: Path) -> Files:
+def native_file(model: nn.Module, example: Tensor, folder: Path) -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
     open_native(model, folder, example)
     return {"native": folder / MODEL}
 
 
-def measure(files: Files, images: Tensor, threads: int, rounds: int) -> Row:
+def measure(files: Engines, images: Tensor, threads: int, rounds: int) -> Row:
     """Milliseconds of each engine, and under `ratio` best dense ÷ native."""
     torch.set_num_threads(threads)
-    runs = {engine: session(engine, file, threads) for engine, file in files.items()}
+    runs = {
+        engine: model if isinstance(model, nn.Module) else session(engine, model, threads)
+        for engine, model in files.items()
+    }
     calls = {name: (lambda run=run: run(images)) for name, run in runs.items()}
     clock = time.process_time if threads == 1 else time.perf_counter
     timed = latencies(calls, rounds, DEVICE, clock)
@@ -98,7 +101,7 @@ def measure(files: Files, images: Tensor, threads: int, rounds: int) -> Row:
 
 
 def at_densities(
-    name: str, files: Files, size: int, rounds: int, folder: Path, quick: bool
+    name: str, files: Engines, size: int, rounds: int, folder: Path, quick: bool
 ) -> list[Row]:
     """Batch 1, one thread; the first row is the one that the last line is about."""
     example = torch.zeros(2, 3, size, size)
@@ -124,7 +127,7 @@ def at_densities(
 
 
 def at_batches(
-    about: Row, files: Files, example: Tensor, batches: Sequence[int], rounds: int, folder: Path
+    about: Row, files: Engines, example: Tensor, batches: Sequence[int], rounds: int, folder: Path
 ) -> list[Row]:
     """Several images at a time, on one thread and two, and the memory that takes."""
     rows: list[Row] = []
@@ -133,12 +136,15 @@ def at_batches(
         np.save(folder / "images.npy", images.numpy())
         for threads in (1, 2):
             memory = {
-                engine: asdict(measured(engine, file, folder / "images.npy", threads))
-                for engine, file in files.items()
+                engine: asdict(
+                    measured_here(model, folder / "images.npy", threads)
+                    if isinstance(model, nn.Module)
+                    else measured(engine, model, folder / "images.npy", threads)
+                )
+                for engine, model in files.items()
             }
             timed = measure(files, images, threads, rounds)
-            sizes = {"bytes": files["native"].stat().st_size}
-            rows.append({**about, "batch": batch, **sizes, **timed, "memory": memory})
+            rows.append({**about, "batch": batch, **timed, "memory": memory})
             rows[-1]["target"] = about["target"] if (batch, threads) == (32, 1) else None
             what = f"{about['network']}, batch {batch}, {threads} threads"
             print(f"{what}: {timed['ratio']:.2f}×", flush=True)
@@ -151,8 +157,10 @@ def trained(run: Path, rounds: int, folder: Path, batches: Sequence[int]) -> lis
     live = sum(int(torch.count_nonzero(c.parameter)) for c in find_connections(model))
     size = sum(c.parameter.numel() for c in find_connections(model))
     folder.mkdir()
-    files = native_file(model, example, folder) | dense_files(model, example, folder / "dense")
+    native = native_file(model, example, folder)
+    files = {**native, **dense_files(model, example, folder / "dense")}
     about = {"network": run.name, "spread": "trained", "density": live / size, "live": live}
+    about["bytes"] = native["native"].stat().st_size
     return at_batches({**about, "target": 2.0}, files, example, batches, rounds, folder)
 
 
@@ -168,8 +176,10 @@ def random_networks(name: str, quick: bool, rounds: int, folder: Path) -> list[R
     files = dense_files(dense, example, folder / "dense")
     rows = at_densities(name, files, size, rounds, folder, quick)
     model, live = masked(timm.create_model(name), 0.1, "erk")
-    files = native_file(model, example, folder) | files
+    native = native_file(model, example, folder)
     about = {"network": name, "spread": "erk", "density": 0.1, "live": live, "target": None}
+    about["bytes"] = native["native"].stat().st_size
+    files = {**native, **files}
     few = max(2, rounds // 3)
     return rows + at_batches(about, files, example, (1,) if quick else (1, 8, 32), few, folder)
 
