@@ -93,7 +93,8 @@ def measure(files: Engines, images: Tensor, threads: int, rounds: int) -> Row:
     }
     calls = {name: (lambda run=run: run(images)) for name, run in runs.items()}
     clock = time.process_time if threads == 1 else time.perf_counter
-    timed = latencies(calls, rounds, DEVICE, clock)
+    with torch.inference_mode():
+        timed = latencies(calls, rounds, DEVICE, clock)
     # Within a round: the ratio to the first, which is native.
     best = min(latency.ratio for name, latency in timed.items() if name != "native")
     milliseconds = {name: latency.median for name, latency in timed.items()}
