@@ -36,10 +36,7 @@ def lower(
     that are left keep their distances. Parameters are written, and what was counted is counted
     again. Collective where tensors are sharded.
     """
-    prices, budget = prices_of(held, limit.share, limit.weights)
-    keys = [keys_of(piece) for piece in held.pieces]
-    bound = lowest_bound(held, [key.clamp(min=0) for key in keys], prices, budget)
-    distance = float(torch.tensor(max(bound, 0), dtype=torch.int32).view(torch.float32))
+    distance = _distance(held, limit)
     counted: dict[int, Tensor] = {}
     for i, (piece, was, each) in enumerate(zip(held.pieces, before, options, strict=True)):
         if distance:
@@ -54,6 +51,17 @@ def lower(
         counted[i] = torch.stack([torch.count_nonzero(part) for part in parts])
     held.note(counted, moved=[*range(len(held.pieces))])
     return distance
+
+
+def _distance(held: Holdings, limit: Limit) -> float:
+    """The highest mask variable that may not live; 0 where none that is above 0 is too much."""
+    if limit.share >= 1:
+        # A course begins so, and there is nothing to look for.
+        return 0.0
+    prices, budget = prices_of(held, limit.share, limit.weights)
+    keys = [keys_of(piece).clamp(min=0) for piece in held.pieces]
+    bound = max(0, lowest_bound(held, keys, prices, budget))
+    return float(torch.tensor(bound, dtype=torch.int32).view(torch.float32))
 
 
 def _lower(piece: Piece, distance: float, options: Options) -> None:

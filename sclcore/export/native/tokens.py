@@ -54,29 +54,35 @@ class Tokens(Builder):
 
     def add_constants(self, operation: Operation) -> bool:
         """Lower an addition of tokens and constants, such as their places, if it is one."""
-        made = self.program.values[operation.name]
-        images = [a for a in operation.args if isinstance(a, Ref) and a.name in self.root]
-        others = [a for a in operation.args if isinstance(a, Ref) and a.name not in self.root]
-        if made.ndim != 3 or len(images) != 1 or len(others) != 1:
+        parts = self._with_constant(operation)
+        if parts is None:
             return False
-        value: Tensor = self.program.value(others[0])
-        added = float32(value.expand(made.shape)[0].T)
-        self._embed(operation, self.of(images[0]), added)
+        images, value = parts
+        made = self.program.values[operation.name]
+        self._embed(operation, self.of(images), float32(value.expand(made.shape)[0].T))
         return True
 
     def scale_channels(self, operation: Operation) -> bool:
         """Lower a product of tokens and a constant for each channel, if it is one."""
-        made = self.program.values[operation.name]
-        images = [a for a in operation.args if isinstance(a, Ref) and a.name in self.root]
-        others = [a for a in operation.args if isinstance(a, Ref) and a.name not in self.root]
-        if made.ndim != 3 or len(images) != 1 or len(others) != 1:
+        parts = self._with_constant(operation)
+        if parts is None:
             return False
-        factor: Tensor = self.program.value(others[0])
+        images, factor = parts
+        made = self.program.values[operation.name]
         if factor.shape[-1] != made.shape[2] or factor.numel() != made.shape[2]:
             return False
         zeros = np.zeros(made.shape[2], np.float32)
-        self.each_channel(operation, float32(factor.flatten()), zeros, self.of(images[0]))
+        self.each_channel(operation, float32(factor.flatten()), zeros, self.of(images))
         return True
+
+    def _with_constant(self, operation: Operation) -> tuple[Ref, Tensor] | None:
+        """The images and the constant of an operation on tokens, if it has one of each."""
+        images = [a for a in operation.args if isinstance(a, Ref) and a.name in self.root]
+        others = [a for a in operation.args if isinstance(a, Ref) and a.name not in self.root]
+        is_tokens = self.program.values[operation.name].ndim == 3
+        if not is_tokens or len(images) != 1 or len(others) != 1:
+            return None
+        return images[0], self.program.value(others[0])
 
     def _embed(self, operation: Operation, source: int, added: Weights, prefix: int = 0) -> None:
         """Add an EMBED, or make one with an EMBED before it that nothing else reads."""
