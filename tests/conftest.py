@@ -1,13 +1,17 @@
-"""The order of tests; and what was collected and left out, which test_tiers.py reads."""
+"""The order of tests, what was collected and left out, which test_tiers.py reads, and two hosts."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.network.hosts import Hosts
 
 # Two lanes share two cores, and sums keep their order. Read when torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -21,6 +25,17 @@ class Collected:
     """Name → whether it is marked long."""
     files: set[Path] = field(default_factory=set)
     left_out: set[str] = field(default_factory=set)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    """Two hosts that know each other's names; skipped where there can be none."""
+    from tests.network.hosts import Hosts, missing
+
+    if reason := missing():
+        pytest.skip(reason)
+    with Hosts(tmp_path, "n0", "n1") as hosts:
+        yield hosts
 
 
 COLLECTED = pytest.StashKey[Collected]()

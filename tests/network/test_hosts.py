@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -38,14 +37,6 @@ for number in range(int(sys.argv[1])):
     times.append(time.monotonic() - began)
 print(len(times), min(times, default=0))
 """
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    if reason := missing():
-        pytest.skip(reason)
-    with Hosts(tmp_path, "n0", "n1") as hosts:
-        yield hosts
 
 
 def test_each_has_a_name_an_address_and_processes_of_its_own(hosts: Hosts) -> None:

@@ -8,7 +8,6 @@ where it had to be, is the one that nobody disturbed, bit for bit.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 
 from tests.faults.published import Published, difference, series, unequal
 from tests.launcher.conftest import finish, free_port, train, wait_until
-from tests.network.hosts import Hosts, missing
+from tests.network.hosts import Hosts
 from tests.network.launchers import Launcher, Run
 
 pytestmark = pytest.mark.long
@@ -35,15 +34,6 @@ ENDS_WITHIN_S = TIMEOUT_S + 15
 LAUNCHER_ENDS_WITHIN_S = 60
 # A start takes ten seconds alone on two cores, and several times that beside other tests.
 PATIENCE_S = 240
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    """Two hosts that know each other's names."""
-    if reason := missing():
-        pytest.skip(reason)
-    with Hosts(tmp_path, "n0", "n1") as hosts:
-        yield hosts
 
 
 @pytest.fixture(scope="module")
