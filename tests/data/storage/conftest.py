@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from data.config import DataConfig
+from data.packing.adopt import index_shards
 from data.stream.pipeline import open_split, train_stream
 from data.stream.plan import BatchPlan
+from tests.data.conftest import MakeTar, image_bytes
 from tests.data.servers import FileServer
 
 Batches = list[dict[str, torch.Tensor]]
@@ -26,6 +28,17 @@ def server(packed_digits: Path) -> Iterator[FileServer]:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
+
+
+def pack_with_a_corrupt_one(folder: Path, make_tar: MakeTar, corrupt: tuple[int, int]) -> None:
+    """Four shards of eight images, labelled by their places; that of shard and place is empty."""
+    for shard in range(4):
+        members = []
+        for k in range(8):
+            image = b"" if (shard, k) == corrupt else image_bytes(10 * shard + k)
+            members += [(f"{shard}-{k}.png", image), (f"{shard}-{k}.cls", str(k).encode())]
+        make_tar(folder / f"{shard}.tar", members)
+    index_shards(folder, progress=False)
 
 
 def config(path: str | Path, cache: Path, **options: Any) -> DataConfig:

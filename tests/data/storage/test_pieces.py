@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from data.packing.adopt import index_shards
 from data.packing.pieces import add_pieces
 from data.shards import pieces as pieces_module
 from data.shards.pieces import PIECES_NAME, parse_pieces
 from data.stream import plan as plan_module
 from data.stream.pipeline import eval_stream, open_split, train_stream
 from data.stream.plan import BatchPlan
-from tests.data.conftest import MakeTar, image_bytes
+from tests.data.conftest import MakeTar
 from tests.data.servers import FileServer, Wire
-from tests.data.storage.conftest import Batches, config, same, train
+from tests.data.storage.conftest import Batches, config, pack_with_a_corrupt_one, same, train
 
 
 @pytest.fixture(autouse=True)
@@ -138,13 +137,7 @@ def test_a_neighbour_is_fetched_from_another_piece(
     """A corrupt sample is replaced as in the folder, by one that its node would not read."""
     monkeypatch.setattr(pieces_module, "LEAST_SAMPLES", 2)
     monkeypatch.setattr(plan_module, "WINDOW", 16)
-    for shard in range(4):
-        members = []
-        for k in range(8):
-            image = b"" if (shard, k) == (1, 3) else image_bytes(10 * shard + k)
-            members += [(f"{shard}-{k}.png", image), (f"{shard}-{k}.cls", str(k).encode())]
-        make_tar(tmp_path / "set" / "train" / f"{shard}.tar", members)
-    index_shards(tmp_path / "set" / "train", progress=False)
+    pack_with_a_corrupt_one(tmp_path / "set" / "train", make_tar, (1, 3))
     replaced = []
     with FileServer(tmp_path / "set").running() as server:
         for rank in range(4):

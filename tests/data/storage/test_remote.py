@@ -20,7 +20,6 @@ import pytest
 import torch
 
 from data.errors import DataError
-from data.packing.adopt import index_shards
 from data.shards.manifest import ShardInfo, load_manifest
 from data.storage.cache import ShardCache
 from data.storage.remote import open_source, without_secrets
@@ -29,9 +28,9 @@ from data.stream import plan as plan_module
 from data.stream.pipeline import eval_stream, open_split, train_stream
 from data.stream.plan import BatchPlan
 from tests import forkserver
-from tests.data.conftest import MakeTar, image_bytes
+from tests.data.conftest import MakeTar
 from tests.data.servers import FileServer, Wire
-from tests.data.storage.conftest import config, same, train
+from tests.data.storage.conftest import config, pack_with_a_corrupt_one, same, train
 
 ROOT = Path(__file__).parents[3]
 
@@ -269,13 +268,7 @@ def test_a_corrupt_sample_is_replaced_from_its_own_shard(
 ) -> None:
     """The next shard may not have been fetched, or may have gone again."""
     monkeypatch.setattr(plan_module, "WINDOW", 8)
-    for shard in range(4):
-        members = []
-        for k in range(8):
-            image = b"" if (shard, k) == (1, 7) else image_bytes(10 * shard + k)
-            members += [(f"{shard}-{k}.png", image), (f"{shard}-{k}.cls", str(k).encode())]
-        make_tar(tmp_path / "set" / "train" / f"{shard}.tar", members)
-    index_shards(tmp_path / "set" / "train", progress=False)
+    pack_with_a_corrupt_one(tmp_path / "set" / "train", make_tar, (1, 7))
     with FileServer(tmp_path / "set").running() as server:
         remote = train(config(server.url, cache, image_size=12), batch=8, epochs=2)
     assert same(remote, train(config(tmp_path / "set", cache, image_size=12), batch=8, epochs=2))
