@@ -5,13 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.process
 import os
+import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from data.errors import DataError
+
+# The pool itself notices within milliseconds that a process died; but for a moment while it starts.
+_LOOKS_EVERY_S = 5.0
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -34,16 +38,42 @@ def unordered(
         initializer=_start,
         initargs=(work,),
     )
+    processes, others = set(), set(multiprocessing.active_children())
+    done: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
     try:
-        for future in as_completed([pool.submit(_do, task) for task in tasks]):
-            yield future.result()
+        for task in tasks:
+            pool.submit(_do, task).add_done_callback(done.put)
+        processes = set(multiprocessing.active_children()) - others
+        for _ in tasks:
+            yield _next(done, processes).result()
     except BrokenProcessPool as error:
+        for process in processes:
+            process.kill()
         raise DataError(
             "a packing process died (killed, or out of memory?); "
             "start the same packing again with fewer workers, it goes on where it was"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _next(
+    done: queue.SimpleQueue[Future[Result]],
+    processes: Collection[multiprocessing.process.BaseProcess],
+) -> Future[Result]:
+    """The next that is done.
+
+    Raises BrokenProcessPool where a process died and the pool has not noticed, or waits itself for
+    another that waits for ever for a lock that the dead one held.
+    """
+    died = False
+    while True:
+        try:
+            return done.get(timeout=_LOOKS_EVERY_S)
+        except queue.Empty:
+            if died:
+                raise BrokenProcessPool from None
+            died = any(process.exitcode is not None for process in processes)
 
 
 _work: list[Callable[[Any], Any]] = []
