@@ -19,6 +19,7 @@ _NEAR = 0.1
 _UNMOVED_SHARE = 0.999
 _COLLAPSE_WITHIN = 0.02
 _FLICKER_SHARE = 0.01
+_HOVERING_SHARE, _HOVERING_FROM, _PART = 0.2, 0.8, 0.05
 
 
 # Of the histogram of m: 40 bins of 0.05 around 0, the outer ones hold all that lies beyond. A bin
@@ -146,6 +147,11 @@ def revivals(observations: Mapping[str, Observation]) -> float | None:
     return float(sum(o.revivals for o in observations.values())) if observations else None
 
 
+def hovering(revived: float, live: Mapping[str, int]) -> float:
+    """How often a live connection has come to life, in the mean; 0 once masks have settled."""
+    return revived / max(1, sum(live.values()))
+
+
 def _imbalance(rms: np.ndarray) -> float:
     alive = np.sort(rms[rms > 0])
     return float(alive[-1] / alive[(len(alive) - 1) // 2]) if len(alive) else 1.0
@@ -208,6 +214,7 @@ class MaskHealth:
     freeze_at: float = 1.0
     _seen: set[str] = field(default_factory=set)
     _early_revivals: float | None = None
+    _last: float | None = None
 
     def check(
         self,
@@ -216,13 +223,19 @@ class MaskHealth:
         *,
         held_layers: list[str] | None = None,
         revivals: float | None = None,
+        hovering: float = 0.0,
     ) -> list[str]:
-        """`revivals`: masks that came to life in one recent step, while masks are learned."""
+        """`revivals`: masks that came to life in one recent step, while masks are learned.
+
+        `hovering`: how often a live connection has come to life since the last check, in the mean.
+        """
         learned = progress / self.freeze_at if self.freeze_at else 1.0
+        last, self._last = self._last, learned
         found = {
             "lambda-too-large": self._too_large(progress, shot),
             "nothing-moving": self._unmoved(learned, progress, shot),
             "flicker": self._flicker(learned, progress, shot, revivals),
+            "hovering": self._hovers(learned, last, hovering),
         }
         found |= {
             f"layer-collapse {name}": self._collapse(name, shot) for name in held_layers or []
@@ -271,4 +284,17 @@ class MaskHealth:
         return (
             f"flicker: {share:.2%} of the masks came back in one step at {progress:.0%} of the "
             f"run, no fewer than early on ({early:.2%}). Lower mask_lr, or freeze masks earlier."
+        )
+
+    def _hovers(self, learned: float, last: float | None, hovering: float) -> str | None:
+        """Judged just before the freeze, where what is up at that moment is what is kept."""
+        if last is None or learned <= last or not _HOVERING_FROM <= last < learned <= 1:
+            return None
+        share = hovering * _PART / (learned - last)
+        if share <= _HOVERING_SHARE:
+            return None
+        return (
+            f"hovering: masks are about to be frozen, and in {_PART:.0%} of the time to learn them "
+            f"{share:.0%} of the live connections still come and go: which are kept is partly "
+            "chance. Freeze masks later, or keep more connections."
         )

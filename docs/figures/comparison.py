@@ -1,8 +1,9 @@
-"""Figure and table of docs/comparison.md, from the runs of its sweep.
+"""Figures and tables of docs/comparison.md, from the runs of its sweeps.
 
-    python docs/figures/comparison.py [--runs runs/compare_digits]
+    python docs/figures/comparison.py [--task glyphs]
 
-Draws docs/figures/comparison.png and writes the table into the document, between its two comments.
+Draws docs/figures/comparison_<task>.png and writes the table into the document, between its two
+comments.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from launcher.compare.figures import accuracy, png
 from sclcore.registry import known_methods
 
 _DOCS = Path(__file__).resolve().parents[1]
+_RUNS = {"digits": Path("runs/compare_digits"), "glyphs": Path("runs/compare_glyphs")}
 _KNOBS = (
-    *("method.lam", "method.density", "method.s_weight_decay", "method.iterations"),
-    "method.radius",
+    *("method.target_density", "method.lam", "method.density", "method.s_weight_decay"),
+    *("method.iterations", "method.radius", "method.power"),
 )
 
 
@@ -38,7 +40,9 @@ def table(comparison: Comparison) -> str:
 
 def _row(c: Configuration, dense: Configuration, bold: bool) -> str:
     knobs = [
-        f"{key.removeprefix('method.')} {c.settings[key]}" for key in _KNOBS if key in c.settings
+        f"{key.removeprefix('method.')} {c.settings[key]}"
+        for key in _KNOBS
+        if c.settings.get(key) is not None
     ]
     macs, cost = (_share(c, dense, key) for key in ("macs", "cost"))
     cells = [
@@ -76,10 +80,11 @@ def put_table(name: str, text: str, document_name: str = "comparison.md") -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs/compare_digits"))
-    comparison = compare_runs([parser.parse_args().runs])
-    atomic_write(_DOCS / "figures" / "comparison.png", png(accuracy(comparison)))
-    put_table("docs/figures/comparison.py", table(comparison))
+    parser.add_argument("--task", choices=[*_RUNS], default="digits")
+    task = parser.parse_args().task
+    comparison = compare_runs([_RUNS[task]])
+    atomic_write(_DOCS / "figures" / f"comparison_{task}.png", png(accuracy(comparison)))
+    put_table(f"{task}, docs/figures/comparison.py", table(comparison))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from sclcore.telemetry import (
     MaskHealth,
     Snapshot,
     connection_metrics,
+    hovering,
     observation_metrics,
     revivals,
     snapshot,
@@ -74,6 +75,7 @@ class MaskSeries:
         group = self._optimizer.param_groups[0]
         series = {key: float(group[key]) for key in ("lr", "lam", "mask_lr") if key in group}
         live: dict[str, int] = {}
+        flips = self._flips.take() if self._flips else {}
         if isinstance(self._optimizer, SparseOptimizer):
             series |= self._optimizer.metrics()
             shot = snapshot(self._optimizer, _SAMPLE, recount=False)
@@ -81,11 +83,10 @@ class MaskSeries:
                 live = self._optimizer.live_connections()
             else:
                 observations = self._optimizer.observations
-                self._warn(step, shot, revivals(observations))
-                series |= shot.metrics() | observation_metrics(observations)
                 live, self._histogram = shot.live, Histogram(shot.histogram, HISTOGRAM_EDGES)
-        if self._flips:
-            series |= self._flips.take()
+                self._warn(step, shot, revivals(observations), flips["masks/revivals"])
+                series |= shot.metrics() | observation_metrics(observations)
+            series |= flips | {"masks/hovering": hovering(flips["masks/revivals"], live)}
         if self._is_main:
             series |= connection_metrics(self._budgets, live)
         self._held.clear()
@@ -99,10 +100,16 @@ class MaskSeries:
         series: dict[str, Any] = self._of_network | self._of_layers
         return series if self._histogram is None else {**series, "masks/histogram": self._histogram}
 
-    def _warn(self, step: int, shot: Snapshot, came_back: float | None) -> None:
+    def _warn(
+        self, step: int, shot: Snapshot, in_one_step: float | None, since_last: float
+    ) -> None:
         share = self._inputs.place(step) / self._inputs.total_steps
         warnings = self._health.check(
-            share, shot, held_layers=sorted(self._held), revivals=came_back
+            share,
+            shot,
+            held_layers=sorted(self._held),
+            revivals=in_one_step,
+            hovering=hovering(since_last, shot.live),
         )
         for warning in warnings if self._is_main else ():
             _log.warning("%s", warning)

@@ -63,6 +63,7 @@ SERIES = (
         "against the line before",
     ),
     Series("masks/revivals", "line", "masks", "those of them that came to life"),
+    Series("masks/hovering", "line", "masks", "the same per live connection: 0 once masks settle"),
     Series("masks/near_zero", "line", "scl", "share of mask variables within ±0.1 of 0"),
     Series("masks/q05", "line", "scl", "5 % quantile of the mask variables"),
     Series("masks/median", "line", "scl", "their median"),

@@ -17,7 +17,9 @@ from sclcore.telemetry import (
     HISTOGRAM_EDGES,
     FlipCounter,
     MaskHealth,
+    Snapshot,
     connection_metrics,
+    hovering,
     observation_metrics,
     revivals,
     snapshot,
@@ -55,6 +57,10 @@ def _warnings(schedule: Schedule | None = None, steps: int = _STEPS, **options: 
     scheduler.set_progress(0.0)
     train(model, optimizer, mlp_batches(steps), after)
     return found
+
+
+def _snapshot_of(live: int) -> Snapshot:
+    return Snapshot({"a": live}, {"a": 150}, 0.0, (0.5, 0.5, 0.5), 1.0, (0,) * 40)
 
 
 def _names(warnings: list[str]) -> list[str]:
@@ -173,6 +179,23 @@ def test_a_late_wave_of_first_deaths_is_no_flicker() -> None:
     dead = sum(int((~m).sum()) for m in before.values())
     assert dead > 800 and came_back < dead / 10, "a wave of deaths"
     assert "flicker" not in _names(found)
+
+
+def test_hovering() -> None:
+    """A learned mask phase whose last tenth, in two checks, changes so many of 100 connections."""
+
+    def found(came: float, *, freeze_at: float = 0.5) -> list[str]:
+        health, shot = MaskHealth(freeze_at), _snapshot_of(live=100)
+        came_of_each = hovering(came, shot.live)
+        parts = [p * freeze_at for p in (0.8, 0.9, 1.0)]
+        return [text for p in parts for text in health.check(p, shot, hovering=came_of_each)]
+
+    assert found(20) == []
+    [warning] = found(44)
+    assert _names([warning]) == ["hovering"]
+    # 44 in a tenth of the phase are 22 in a twentieth.
+    assert "in 5% of the time to learn them 22% of the live connections" in warning
+    assert found(44, freeze_at=0.0) == []
 
 
 def test_lambda_too_large() -> None:
