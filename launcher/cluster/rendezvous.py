@@ -31,6 +31,9 @@ from launcher.terminal import Pace, Waiting, say
 _POLL_S = 0.02
 _SHOWN = 8
 _REFUSED = "refused"
+_TURNED_AWAY = "turned-away"
+# How long rank 0 stays to say that it will not train.
+_OTHERS_COME_WITHIN_S = 10.0
 # How much later than a rank that is refused rank 0 may start, and how long until it is ready.
 _STARTS_WITHIN_S = 30.0
 REFUSES_WITHIN_S = 120.0
@@ -110,10 +113,34 @@ def refuse(world: World, error: UserError) -> threading.Thread:
             limit = timedelta(seconds=REFUSES_WITHIN_S)
             store = PrefixStore(f"ranks/{attempt()}", open_store(world, limit))
             store.set(_REFUSED, json.dumps([error.exit_code, sentence]))
+            store.set(f"{_REFUSED}/{world.rank}", "")
 
     thread = threading.Thread(target=tell, name="refusal", daemon=True)
     thread.start()
     return thread
+
+
+def turn_away(world: World, error: UserError) -> None:
+    """Let the others, which wait for rank 0 or will soon, know why it does not train.
+
+    Without it, one that comes when rank 0 has ended would wait for `engine.timeout_s`. Returns when
+    all have been told, or were refused themselves, or have not come within a few seconds; at once
+    where rank 0 has met them already, or a launcher keeps the store, which outlives rank 0.
+    """
+    if world.listening is None or world.listening.fileno() < 0 or not _keeps_the_store(world):
+        return
+    sentence = f"rank 0 on {socket.gethostname()}: {error}"
+    deadline = time.monotonic() + _OTHERS_COME_WITHIN_S
+    left = [*range(1, world.world_size)]
+    with contextlib.suppress(OSError, RuntimeError, UserError):
+        kept = open_store(world, timedelta(seconds=_OTHERS_COME_WITHIN_S))
+        store = PrefixStore(f"ranks/{attempt()}", kept)
+        store.set(_TURNED_AWAY, json.dumps([error.exit_code, sentence]))
+        while left and time.monotonic() < deadline:
+            if any(store.check([f"{key}/{left[0]}"]) for key in (_TURNED_AWAY, _REFUSED)):
+                del left[0]
+            else:
+                time.sleep(_POLL_S)
 
 
 def wait_listening(world: World, deadline: float) -> None:
@@ -149,14 +176,17 @@ def _wait_for_all(world: World, store: PrefixStore, timeout: timedelta) -> None:
     """
     store.set(f"here/{world.rank}", "")
     if not world.is_main:
+        if store.check([_TURNED_AWAY]):
+            error = _read(store, _TURNED_AWAY)
+            store.set(f"{_TURNED_AWAY}/{world.rank}", "")
+            raise error
         return
     missing = [*range(1, world.world_size)]
     pace, limit = Pace(), timeout.total_seconds()
     where = f"{world.master_addr}, port {world.master_port}"
     while missing:
         if store.check([_REFUSED]):
-            code, sentence = json.loads(store.get(_REFUSED))
-            raise (UsageError if code == UsageError.exit_code else RunError)(sentence)
+            raise _read(store, _REFUSED)
         if store.check([f"here/{missing[0]}"]):
             del missing[0]
             continue
@@ -176,6 +206,11 @@ def _wait_for_all(world: World, store: PrefixStore, timeout: timedelta) -> None:
                 f"waiting for {_ranks(missing)} of {world.world_size} at {where}: "
                 f"{pace.seconds:.0f} s so far, at most {limit:.0f} s (engine.timeout_s)"
             )
+
+
+def _read(store: PrefixStore, key: str) -> UserError:
+    code, sentence = json.loads(store.get(key))
+    return (UsageError if code == UsageError.exit_code else RunError)(sentence)
 
 
 def _not_rank_0(world: World) -> str:

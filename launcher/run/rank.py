@@ -51,6 +51,7 @@ def run_rank(world: World, prepare: Callable[[], Prepared]) -> int:
     except UserError as error:
         if world.is_main:
             say(f"error: {error}")
+            rendezvous.turn_away(world, error)
         else:
             # Usually all ranks fail alike, rank 0 says why, and whoever started this one ends it
             # in its sleep. Where it fails alone, such as on a node without the data, rank 0 waits.

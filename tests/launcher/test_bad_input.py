@@ -153,7 +153,7 @@ def test_a_rank_started_by_hand_refuses_too(recipe: Path, tmp_path: Path, start:
     assert [code for code, _ in results] == [2, 2]
     assert_refused(*results[0], "nearest possible: 64 or 66", run_dir)
     # Nobody ended rank 1 after rank 0 had spoken, as a launcher does: it speaks for itself. Where
-    # it asked for rank 0's store in the moment in which that went, torch warns above.
+    # rank 0 ends in the moment in which it is asked, torch warns above.
     said = "error: rank 1: optim.global_batch_size 65 cannot be divided"
     assert sum(line.startswith(said) for line in results[1][1].splitlines()) == 1
 

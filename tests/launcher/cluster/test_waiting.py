@@ -64,6 +64,23 @@ def test_a_rank_that_cannot_come_and_a_port_of_somebody_else(
         assert code == 1 and "does not answer rank 1 as rank 0 does: another program" in said
 
 
+def test_a_rank_0_that_will_not_train_tells_those_that_come(
+    recipe: Path, tmp_path: Path, start: Start
+) -> None:
+    """Without it rank 1 would wait for ten minutes for somebody who has ended."""
+    command = [sys.executable, "-m", "launcher.train", "--recipe", str(recipe), "--set"]
+    command += [f"run_dir={tmp_path}/run", "engine.timeout_s=600"]
+    world = {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    world["MASTER_PORT"] = free_port()
+    refused = start([*command, f"data.path={tmp_path}/none"], RANK="0", **world)
+    comes = start(command, RANK="1", **world)
+    (code, said), (other_code, other_said) = finish(refused), finish(comes)
+    assert code == other_code == 2
+    sentence = f"there is no folder {tmp_path}/none/train"
+    assert f"error: {sentence}" in said
+    assert f"error: rank 1: rank 0 on {socket.gethostname()}: {sentence}" in other_said
+
+
 def test_nothing_is_said_of_what_is_done_soon(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
