@@ -1,4 +1,5 @@
-/* The two passes of sclcore.update over plain pieces in float32, each in one walk through memory.
+/* The two passes of sclcore.update over plain pieces in float32, and the two of sclcore.scl.limit,
+   each in one walk through memory.
 
    Every expression rounds as PyTorch's own kernels do on CPUs with fused multiply-add: a * x + y with
    a scalar a is one rounding there (FMA below), everything else one rounding per operation. Build
@@ -10,6 +11,7 @@
 
 #define BLOCK 512 /* elements: all arrays of a block together fit the smallest L1 cache, 32 KiB */
 #define LANES 16
+#define FEW 16 /* elements of which, seldom, one needs what costs a branch */
 #define FMA __builtin_fmaf
 #define INLINE static inline __attribute__((always_inline))
 
@@ -235,5 +237,68 @@ void scl_update(const Piece *pieces, int64_t count, const Settings *s, int64_t f
         int64_t end = min(to - p->begin, p->length);
         for (int64_t at = max(from - p->begin, 0); at < end; at += BLOCK)
             update_block(p, s, divisors, at, (int)min(BLOCK, end - at), counts + i * COUNTS);
+    }
+}
+
+/* The mask variables of elements from … to in (0, bound], their bits: those of a piece one after
+   another from where its part begins in out [elements]; adds to found [pieces, 2] how many there
+   are and how many lie above. */
+void scl_low(const Piece *pieces, int64_t count, float bound, int64_t from, int64_t to,
+             int32_t *out, int64_t *found) {
+    for (int64_t i = 0; i < count; i++) {
+        const Piece *p = pieces + i;
+        int64_t begin = max(from - p->begin, 0), end = min(to - p->begin, p->length);
+        int32_t *next = out + p->begin + begin;
+        for (int64_t at = begin; at < end; at += FEW) {
+            const float *m = p->mask + at;
+            int n = (int)min(FEW, end - at);
+            int32_t low = 0, above = 0;
+            for (int j = 0; j < n; j++) {
+                low += (m[j] > 0.0f) & (m[j] <= bound);
+                above += m[j] > bound;
+            }
+            found[2 * i] += low;
+            found[2 * i + 1] += above;
+            for (int j = 0; low && j < n; j++) { /* most stretches hold none */
+                if (!(m[j] > 0.0f && m[j] <= bound)) continue;
+                memcpy(next++, m + j, sizeof *m);
+            }
+        }
+    }
+}
+
+INLINE void lower_few(float *restrict m, float *restrict v, const float *restrict w,
+                      float *restrict param, const uint8_t *restrict was, int n, float distance,
+                      float restart, int64_t *counts) {
+    int32_t live = 0, flips = 0, revivals = 0;
+    for (int j = 0; j < n; j++) {
+        m[j] -= distance;
+        int32_t after = m[j] > 0.0f;
+        param[j] = after ? w[j] : 0.0f;
+        live += after;
+        flips += after ^ was[j];
+        revivals += after & ~was[j];
+    }
+    counts[LIVE] += live;
+    counts[FLIPS] += flips;
+    counts[REVIVALS] += revivals;
+    for (int j = 0; revivals && restart > 0.0f && j < n; j++) {
+        if (!(m[j] > 0.0f) || was[j]) continue;
+        m[j] = restart;
+        v[j] = 0.0f;
+    }
+}
+
+/* m − distance for elements from … to, anew where it has come to life since `before` [elements];
+   writes v and adds to counts [pieces, COUNTS]. */
+void scl_lower(const Piece *pieces, int64_t count, float distance, float restart,
+               const uint8_t *before, int64_t from, int64_t to, int64_t *counts) {
+    for (int64_t i = 0; i < count; i++) {
+        const Piece *p = pieces + i;
+        int64_t end = min(to - p->begin, p->length);
+        for (int64_t at = max(from - p->begin, 0); at < end; at += FEW)
+            lower_few(p->mask + at, p->mask_momentum + at, p->weight + at, p->param + at,
+                      before + p->begin + at, (int)min(FEW, end - at), distance, restart,
+                      counts + i * COUNTS);
     }
 }

@@ -56,7 +56,13 @@ class CpuKernel:
         self._sums, self._update = library.scl_sums, library.scl_update
         self._sums.argtypes = (*shared, ctypes.c_void_p)
         self._update.argtypes = (*shared, ctypes.c_void_p, ctypes.c_void_p)
-        self._sums.restype = self._update.restype = None
+        self._low, self._lower = library.scl_low, library.scl_lower
+        rows = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_float)
+        self._low.argtypes = (*rows, *span, ctypes.c_void_p, ctypes.c_void_p)
+        pointer = ctypes.c_void_p
+        self._lower.argtypes = (*rows, ctypes.c_float, pointer, *span, pointer)
+        for function in (self._sums, self._update, self._low, self._lower):
+            function.restype = None
 
     def sums(
         self, pieces: Sequence[Piece], grads: Sequence[Tensor], options: Sequence[Options]
@@ -99,6 +105,63 @@ class CpuKernel:
             piece.param.copy_(values)
         _announce(pieces)
         return counts.sum(0)
+
+    def low(self, pieces: Sequence[Piece], bound: float) -> tuple[list[Tensor], Tensor]:
+        """As the reference's, but for their order."""
+        table, threads = _rows(pieces), _threads(pieces)
+        buffer = torch.empty(sum(piece.length for piece in pieces), dtype=torch.int32)
+        found = torch.zeros(threads, len(pieces), 2, dtype=torch.int64)
+        starts = [0] * threads
+
+        def work(thread: int, begin: int, end: int) -> None:
+            starts[thread] = begin
+            mine = found[thread].data_ptr()
+            self._low(table, len(table), bound, begin, end, buffer.data_ptr(), mine)
+
+        _share(work, threads, pieces)
+        numbers = found[:, :, 0].tolist()
+        keys = []
+        for i, row in enumerate(table):
+            parts = ((max(starts[t], row.begin), numbers[t][i]) for t in range(threads))
+            keys.append(torch.cat([buffer[at : at + n] for at, n in parts if n] or [buffer[:0]]))
+        return keys, found[:, :, 1].sum(0)
+
+    def lower(
+        self, pieces: Sequence[Piece], before: Sequence[Tensor], distance: float, restart: float
+    ) -> Tensor:
+        """As the reference's."""
+        table, threads = _rows(pieces), _threads(pieces)
+        narrow = _narrow_params(pieces, table)
+        was = torch.cat([*before])
+        counts = torch.zeros(threads, len(pieces), COUNTS, dtype=torch.int64)
+
+        def work(thread: int, begin: int, end: int) -> None:
+            shared = (table, len(table), distance, restart, was.data_ptr(), begin, end)
+            self._lower(*shared, counts[thread].data_ptr())
+
+        _share(work, threads, pieces)
+        for piece, values in narrow:
+            piece.param.copy_(values)
+        _announce(pieces)
+        return counts.sum(0)
+
+
+def _rows(pieces: Sequence[Piece]) -> ctypes.Array[_Piece]:
+    """One row per piece, of what a walk without gradients needs."""
+    rows, begin = [], 0
+    for piece in pieces:
+        rows.append(
+            _Piece(
+                param=piece.param.data_ptr(),
+                weight=piece.weight.data_ptr(),
+                mask=piece.mask.data_ptr(),
+                mask_momentum=piece.mask_momentum.data_ptr(),
+                begin=begin,
+                length=piece.length,
+            )
+        )
+        begin += piece.length
+    return (_Piece * len(rows))(*rows)
 
 
 def _table(

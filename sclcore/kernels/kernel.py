@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,21 @@ class Kernel(Protocol):
 
         `divisors` [features of all pieces] is what mask gradients are divided by.
         """
+        ...
+
+
+@runtime_checkable
+class Lowering(Protocol):
+    """What a kernel offers that lowers the mask variables of plain pieces as well."""
+
+    def low(self, pieces: Sequence[Piece], bound: float) -> tuple[list[Tensor], Tensor]:
+        """The reference's `low` of each piece: (keys in any order, how many above [pieces])."""
+        ...
+
+    def lower(
+        self, pieces: Sequence[Piece], before: Sequence[Tensor], distance: float, restart: float
+    ) -> Tensor:
+        """The reference's `lower` of each piece [pieces, 3]."""
         ...
 
 

@@ -204,6 +204,29 @@ def step_mask(piece: Piece, gradient: Tensor, options: Options, divisor: Tensor 
         piece.mask_momentum.masked_fill_(revived, 0.0)
 
 
+def low(piece: Piece, bound: float) -> tuple[Tensor, Tensor]:
+    """(the bits of mask variables in (0, bound], how many lie above), of a plain piece."""
+    chosen = piece.mask[(piece.mask > 0) & (piece.mask <= bound)]
+    return chosen.view(torch.int32), torch.count_nonzero(piece.mask > bound)
+
+
+def lower(piece: Piece, before: Tensor, distance: float, options: Options) -> Tensor:
+    """m − `distance`, anew where it has come to life since `before` [length]; v; the counts [3]."""
+    if distance and piece.mask.dtype == torch.bfloat16:
+        lowered = round_at_random(piece.mask.float() - distance, piece, options.noise ^ 0x2C1B3C6D)
+        piece.mask.copy_(lowered)
+    elif distance:
+        piece.mask.sub_(distance)
+    after = live(piece)
+    revived = after & ~before
+    if options.mask_restart:
+        piece.mask.masked_fill_(revived, options.mask_restart)
+        piece.mask_momentum.masked_fill_(revived, 0.0)
+    write(piece, after)
+    parts = (after, after != before, revived)
+    return torch.stack([torch.count_nonzero(part) for part in parts])
+
+
 def write(piece: Piece, on: Tensor) -> None:
     """v = w ⊙ H(m), into the parameter."""
     piece.param.copy_(torch.where(on, piece.weight, 0.0))

@@ -66,10 +66,19 @@ def _owned(piece: Piece, chosen: Tensor) -> Tensor:
 
 
 def _total(held: Holdings, chosen: Sequence[Tensor], prices: Sequence[float]) -> float:
-    """What the chosen units cost, over all ranks: from exact counts, alike everywhere."""
+    """What the chosen units cost, over all ranks."""
+    numbers = [_owned(piece, mine).sum() for piece, mine in zip(held.pieces, chosen, strict=True)]
+    return cost_of(held, numbers, prices)
+
+
+def cost_of(held: Holdings, numbers: Sequence[Tensor], prices: Sequence[float]) -> float:
+    """What so many units of each piece cost, over all ranks: from exact counts, alike everywhere.
+
+    Collective where sharded.
+    """
     counts = torch.zeros(len(held.tensors), dtype=torch.int64, device=held.device)
-    for piece, mine in zip(held.pieces, chosen, strict=True):
-        counts[piece.index] = _owned(piece, mine).sum()
+    for piece, number in zip(held.pieces, numbers, strict=True):
+        counts[piece.index] = number
     if held.exchange is not None:
         dist.all_reduce(counts, group=held.exchange.group)
     return math.fsum(n * price for n, price in zip(counts.tolist(), prices, strict=True))
@@ -82,23 +91,25 @@ def lowest_bound(
 
     Digit by digit from the highest: how many keys have which one, and where the budget ends.
     """
-    classes = torch.tensor(sorted(set(prices)), dtype=torch.float64)
-    kinds = [int((classes == prices[piece.index]).nonzero()) for piece in held.pieces]
-    owned = [_owned(piece, key) for piece, key in zip(held.pieces, keys, strict=True)]
+    classes = sorted(set(prices))
+    costs_of = torch.tensor(classes, dtype=torch.float64)[:, None]
+    owned: list[list[Tensor]] = [[] for _ in classes]
+    for piece, key in zip(held.pieces, keys, strict=True):
+        owned[classes.index(prices[piece.index])].append(_owned(piece, key))
+    # Of each price together: a network has many tensors, and few of them cost differently.
+    equals = [torch.cat([held.zeros(0).int(), *parts]) for parts in owned]
     bound = 0
     for shift, bits in _DIGITS:
-        digits = [_digits(key, shift, bits) for key in owned]
-        counts = torch.zeros(len(classes), 2**bits, dtype=torch.int64, device=held.device)
-        for kind, each in zip(kinds, digits, strict=True):
-            counts[kind] += torch.bincount(each, minlength=2**bits)
+        digits = [_digits(key, shift, bits) for key in equals]
+        counts = torch.stack([torch.bincount(each, minlength=2**bits) for each in digits])
         if held.exchange is not None:
             dist.all_reduce(counts, group=held.exchange.group)
-        costs = (counts.cpu() * classes[:, None]).sum(0)
+        costs = (counts.cpu() * costs_of).sum(0)
         above = costs.flip(0).cumsum(0).flip(0) - costs
         digit = int((above <= budget).nonzero()[0])
         budget -= float(above[digit])
         bound = bound << bits | digit
-        owned = [key[each == digit] for key, each in zip(owned, digits, strict=True)]
+        equals = [key[each == digit] for key, each in zip(equals, digits, strict=True)]
     return bound - 2**31
 
 

@@ -164,7 +164,7 @@ class SCL(LatentState):
         rms, divisors = normalisers(held, sums, layer_sums)
         second_pass(held, grads, settings, divisors, cuts)
         if limit:
-            self.lowered = lower(held, limit, before, own)
+            self.lowered = lower(held, limit, before, own, self.lowered)
         self._add_flips(held)
         for group in groups:
             group["updates"] += 1

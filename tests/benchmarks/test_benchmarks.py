@@ -45,17 +45,23 @@ def run(benchmark: str, *arguments: str, also: set[str] | None = None) -> dict[s
 
 @pytest.mark.long
 def test_optimizer_step() -> None:
-    assert run("optimizer_step")["details"]["milliseconds"].keys() == {"sgd", "scl", "held", "frozen"}
+    assert run("optimizer_step")["details"]["milliseconds"].keys() == {
+        "sgd",
+        "scl",
+        "held",
+        "frozen",
+    }
 
 
 @pytest.mark.long
 def test_reading() -> None:
     result = run("reading")
     rows = {row["nodes"]: row for row in result["details"]["rows"]}
-    # One node reads what there is; of 14 each its share in stretches, and whole shards beyond.
+    # One node reads what there is; of 14 each its share, in stretches and in pieces of shards, and
+    # more of them where whole shards are fetched.
     assert rows[1]["stretches"] == pytest.approx(1, abs=0.01)
-    assert rows[14]["most"] < result["target"]
-    assert 1 < rows[14]["shards_2048"] < rows[14]["shards_256"] < 3
+    assert rows[14]["most_stretches"] < rows[14]["most_pieces"] < result["target"]
+    assert 1 < rows[14]["whole_2048"] < rows[14]["whole_256"] < 3
 
 
 @pytest.mark.long

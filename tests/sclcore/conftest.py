@@ -40,7 +40,7 @@ def sharded_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     both_tiers = any(item.get_closest_marker("long") for item in users)
     wanted = [run for run in ALL_RUNS if both_tiers or not is_long(*run)]
     arguments = [":".join(map(str, run)) for run in wanted]
-    ranks.launch("tests.sclcore.shard_worker", folder, *arguments, world=3, timeout=280)
+    ranks.launch("tests.sclcore.shard_worker", folder, *arguments, world=3, timeout=900)
     return {
         (name, kind, world): [
             torch.load(folder / f"out.{name}.{kind}.{world}.{rank}", weights_only=True)

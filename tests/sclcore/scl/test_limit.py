@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from sclcore import SCL, connection_groups
+from sclcore.kernels.find import find_kernel
+from sclcore.scl import limit
 from tests.sclcore.nets import mlp, mlp_batches, train
 from tests.sclcore.sharded import MOVING, TWO_OF_FOUR, Case, network
 
@@ -124,3 +126,40 @@ def test_frozen_masks_have_no_limit_and_n_m_is_refused() -> None:
     blocks = SCL(connection_groups(network(Case()), n_m=TWO_OF_FOUR), **MOVING)
     with pytest.raises(ValueError, match="cannot hold a share under N:M"):
         blocks.limit_share(0.5)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_fused_walks_are_the_reference(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they look first and how they lower, bit for bit, on tensors shared out over threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(500, 700), nn.ReLU(), nn.Linear(700, 90))
+        optimizer = SCL(connection_groups(model), **{**SETTINGS, "mask_restart": 0.5})
+        twin, other = copy.deepcopy((model, optimizer))
+        optimizer.limit_share(0.3)
+        other.limit_share(0.3)
+        fused = find_kernel(torch.device("cpu"))
+        looked_near = 0
+        for step in range(6):
+            images, labels = torch.randn(8, 500), torch.randint(90, (8,))
+            for net, rule, kernel in ((model, optimizer, fused), (twin, other, None)):
+                monkeypatch.setattr(limit, "find_kernel", lambda _, kernel=kernel: kernel)
+                rule.zero_grad()
+                nn.functional.cross_entropy(net(images), labels).backward()
+                rule.step()
+            assert optimizer.lowered == other.lowered
+            looked_near += step > 0 and bool(optimizer.lowered)
+            assert optimizer.counted_connections() == other.counted_connections()
+            for (name, mine), theirs in zip(
+                model.named_parameters(), twin.parameters(), strict=True
+            ):
+                assert torch.equal(mine, theirs), name
+                for key, value in optimizer.state[mine].items():
+                    assert torch.equal(value, other.state[theirs][key]), (name, key)
+        flips = optimizer.take_flips()
+        assert flips == other.take_flips() and sum(revived for _, revived in flips.values()) > 100
+        assert looked_near >= 2
+    finally:
+        torch.set_num_threads(before)

@@ -27,6 +27,7 @@ from sclcore.kernels.compiler import find_compiler
 # seen were 1e-7 to 1e-6 of the largest output. A wrong weight or pixel makes 1e-3 and more.
 TOLERANCE = 5e-6
 BATCHES = (1, 7, 40)
+# A processor that has one of them has those behind it.
 KERNELS = ("avx512", "avx2", "baseline")
 
 
@@ -47,6 +48,15 @@ def runtime_of(model: nn.Module, shape: Sequence[int], path: Path) -> sclrun.Mod
 
 def load(path: Path) -> sclrun.Model:
     return sclrun.load(path, library=built() / "libscl.so")
+
+
+@functools.cache
+def kernels_here() -> tuple[str, ...]:
+    """Those of `KERNELS` that this processor has; asked while SCL_KERNELS names none."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.scln"
+        save_network(network_of(nn.Linear(1, 1), (1,)), path, {})
+        return KERNELS[KERNELS.index(load(path).kernels) :]
 
 
 def network_of(layer: nn.Module, shape: Sequence[int]) -> Network:
