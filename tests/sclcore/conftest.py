@@ -34,7 +34,10 @@ Runs = Mapping[tuple[str, str, int], list[dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def sharded_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """(case, kind, world size) → what each rank came to. All in one launch: starting takes long."""
+    """(case, kind, world size) → what each rank came to. All in one launch: starting takes long.
+
+    For one file of tests: files are shared out to processes, and each would make all of them.
+    """
     folder = tmp_path_factory.mktemp("shards")
     users = [i for i in request.session.items if "sharded_runs" in getattr(i, "fixturenames", ())]
     both_tiers = any(item.get_closest_marker("long") for item in users)

@@ -1,4 +1,4 @@
-"""FSDP2 in a plain PyTorch loop; the trainings themselves are those of test_shards."""
+"""FSDP2 in a plain PyTorch loop; its trainings on several ranks are in test_shards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -17,7 +16,6 @@ from torch.distributed.tensor import Shard as ShardedAlong
 from torch.distributed.tensor.placement_types import Placement
 
 from sclcore import SCL, connection_groups
-from tests.sclcore.conftest import Runs
 from tests.sclcore.nets import mlp, mlp_batches, mse_step
 
 
@@ -73,14 +71,3 @@ def test_state_is_sharded_like_the_parameters() -> None:
         for value in optimizer.state[p].values():
             assert isinstance(value, DTensor)
             assert (value.placements, value.shape) == (p.placements, p.shape)
-
-
-def test_checkpoint_tools_of_torch_save_and_load_it(sharded_runs: Runs) -> None:
-    """Whole state by parameter name, as torch.distributed.checkpoint.state_dict has it."""
-    for rank in sharded_runs["checkpoint", "fsdp", 2]:
-        assert "conv.weight" in rank["names"]
-        one, two = rank["hashes"]
-        assert one == two
-        first, second = rank["parameters"]
-        for name, value in first.items():
-            assert torch.equal(value, second[name]), name

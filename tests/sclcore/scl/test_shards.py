@@ -246,3 +246,14 @@ def test_which_shards_a_rank_holds_is_no_part_of_what_is_saved() -> None:
     optimizer.set_shards({0: [Shard("weight", (3, 4), 0, 6, 0)]}, cast(Any, None))
     assert all("shards" not in group for group in optimizer.state_dict()["param_groups"])
     assert optimizer.param_groups[0]["shards"]
+
+
+def test_checkpoint_tools_of_torch_save_and_load_it(sharded_runs: Runs) -> None:
+    """Whole state by parameter name, as torch.distributed.checkpoint.state_dict has it."""
+    for rank in sharded_runs["checkpoint", "fsdp", 2]:
+        assert "conv.weight" in rank["names"]
+        one, two = rank["hashes"]
+        assert one == two
+        first, second = rank["parameters"]
+        for name, value in first.items():
+            assert torch.equal(value, second[name]), name
