@@ -64,15 +64,14 @@ def steps_of(
     if rule == "sgd":
         dense = SGD(model.parameters(), momentum=0.9, fused=True, **common)
     learned, frozen = connection_groups(learning), connection_groups(freezing, mask_lr=0.0)
+    held = SCL(connection_groups(limited), lam=0.0, weight_rule=rule, **common)
+    held.limit_share(_HELD)
     optimizers: dict[str, Optimizer] = {
         rule: dense,
         "scl": SCL(learned, lam=0.1, weight_rule=rule, **common),
-        "held": SCL(connection_groups(limited), lam=0.0, weight_rule=rule, **common),
+        "held": held,
         "frozen": SCL(frozen, lam=0.1, weight_rule=rule, **common),
     }
-    held = optimizers["held"]
-    assert isinstance(held, SCL)
-    held.limit_share(_HELD)
     for optimizer in optimizers.values():
         for _ in range(3):
             optimizer.step()

@@ -79,14 +79,14 @@ class MaskSeries:
         if isinstance(self._optimizer, SparseOptimizer):
             series |= self._optimizer.metrics()
             shot = snapshot(self._optimizer, _SAMPLE, recount=False)
-            if shot is None:
-                live = self._optimizer.live_connections()
-            else:
+            live = self._optimizer.live_connections() if shot is None else shot.live
+            flips["masks/hovering"] = hovering(flips["masks/revivals"], live)
+            if shot is not None:
                 observations = self._optimizer.observations
-                live, self._histogram = shot.live, Histogram(shot.histogram, HISTOGRAM_EDGES)
-                self._warn(step, shot, revivals(observations), flips["masks/revivals"])
+                self._histogram = Histogram(shot.histogram, HISTOGRAM_EDGES)
+                self._warn(step, shot, revivals(observations), flips["masks/hovering"])
                 series |= shot.metrics() | observation_metrics(observations)
-            series |= flips | {"masks/hovering": hovering(flips["masks/revivals"], live)}
+            series |= flips
         if self._is_main:
             series |= connection_metrics(self._budgets, live)
         self._held.clear()
@@ -100,16 +100,14 @@ class MaskSeries:
         series: dict[str, Any] = self._of_network | self._of_layers
         return series if self._histogram is None else {**series, "masks/histogram": self._histogram}
 
-    def _warn(
-        self, step: int, shot: Snapshot, in_one_step: float | None, since_last: float
-    ) -> None:
+    def _warn(self, step: int, shot: Snapshot, came_back: float | None, hovering: float) -> None:
         share = self._inputs.place(step) / self._inputs.total_steps
         warnings = self._health.check(
             share,
             shot,
             held_layers=sorted(self._held),
-            revivals=in_one_step,
-            hovering=hovering(since_last, shot.live),
+            revivals=came_back,
+            hovering=hovering,
         )
         for warning in warnings if self._is_main else ():
             _log.warning("%s", warning)

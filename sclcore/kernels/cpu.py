@@ -91,20 +91,12 @@ class CpuKernel:
         grads, divisors = [grad.contiguous() for grad in grads], divisors.contiguous()
         features = [piece.features for piece in pieces]
         table, settings = _table(pieces, grads, options, features), _settings(options[0])
-        narrow = _narrow_params(pieces, table)
-        threads = _threads(pieces)
-        counts = torch.zeros(threads, len(pieces), COUNTS, dtype=torch.int64)
 
-        def work(thread: int, begin: int, end: int) -> None:
-            mine = counts[thread].data_ptr()
+        def walk(begin: int, end: int, counts: int) -> None:
             shared = (table, len(table), ctypes.byref(settings), begin, end)
-            self._update(*shared, divisors.data_ptr(), mine)
+            self._update(*shared, divisors.data_ptr(), counts)
 
-        _share(work, threads, pieces)
-        for piece, values in narrow:
-            piece.param.copy_(values)
-        _announce(pieces)
-        return counts.sum(0)
+        return _written(pieces, table, walk)
 
     def low(self, pieces: Sequence[Piece], bound: float) -> tuple[list[Tensor], Tensor]:
         """As the reference's, but for their order."""
@@ -130,20 +122,13 @@ class CpuKernel:
         self, pieces: Sequence[Piece], before: Sequence[Tensor], distance: float, restart: float
     ) -> Tensor:
         """As the reference's."""
-        table, threads = _rows(pieces), _threads(pieces)
-        narrow = _narrow_params(pieces, table)
-        was = torch.cat([*before])
-        counts = torch.zeros(threads, len(pieces), COUNTS, dtype=torch.int64)
+        table, was = _rows(pieces), torch.cat([*before])
 
-        def work(thread: int, begin: int, end: int) -> None:
+        def walk(begin: int, end: int, counts: int) -> None:
             shared = (table, len(table), distance, restart, was.data_ptr(), begin, end)
-            self._lower(*shared, counts[thread].data_ptr())
+            self._lower(*shared, counts)
 
-        _share(work, threads, pieces)
-        for piece, values in narrow:
-            piece.param.copy_(values)
-        _announce(pieces)
-        return counts.sum(0)
+        return _written(pieces, table, walk)
 
 
 def _rows(pieces: Sequence[Piece]) -> ctypes.Array[_Piece]:
@@ -167,34 +152,24 @@ def _rows(pieces: Sequence[Piece]) -> ctypes.Array[_Piece]:
 def _table(
     pieces: Sequence[Piece], grads: Sequence[Tensor], options: Sequence[Options], sizes: list[int]
 ) -> ctypes.Array[_Piece]:
-    """One row per piece; `sizes` says how much of the vector over all pieces belongs to each."""
-    rows, begin, offset = [], 0, 0
-    for piece, grad, settings, size in zip(pieces, grads, options, sizes, strict=True):
+    """`_rows` with all that a step needs.
+
+    `sizes` says how much of the vector over all pieces belongs to each.
+    """
+    table, offset = _rows(pieces), 0
+    for row, piece, grad, settings, size in zip(table, pieces, grads, options, sizes, strict=True):
         tensor = piece.tensor
         recurring = bool(tensor.transposed_groups)
         inner = tensor.shape[1] if recurring else 1
         inputs = tensor.shape[0] // tensor.transposed_groups if recurring else 1
-        rows.append(
-            _Piece(
-                grad=grad.data_ptr(),
-                param=piece.param.data_ptr(),
-                weight=piece.weight.data_ptr(),
-                mask=piece.mask.data_ptr(),
-                momentum=None if piece.momentum is None else piece.momentum.data_ptr(),
-                mask_momentum=piece.mask_momentum.data_ptr(),
-                begin=begin,
-                length=piece.length,
-                run=tensor.run,
-                head=piece.start % tensor.run,
-                first_run=piece.first_run if recurring else 0,
-                span=inputs * inner,
-                features=inner,
-                offset=offset,
-                price=settings.price,
-            )
-        )
-        begin, offset = begin + piece.length, offset + size
-    return (_Piece * len(rows))(*rows)
+        row.grad = grad.data_ptr()
+        row.momentum = None if piece.momentum is None else piece.momentum.data_ptr()
+        row.run, row.head = tensor.run, piece.start % tensor.run
+        row.first_run = piece.first_run if recurring else 0
+        row.span, row.features = inputs * inner, inner
+        row.offset, row.price = offset, settings.price
+        offset += size
+    return table
 
 
 def _settings(options: Options) -> _Settings:
@@ -205,6 +180,26 @@ def _settings(options: Options) -> _Settings:
         proxy=_PROXIES.index(options.proxy),
         root=options.mask_gradient == "root",
     )
+
+
+def _written(
+    pieces: Sequence[Piece], table: ctypes.Array[_Piece], walk: Callable[[int, int, int], None]
+) -> Tensor:
+    """What a walk that writes the parameters counts [pieces, COUNTS].
+
+    `walk(begin, end, counts)` is called for each stretch of all weights, with where to count.
+    """
+    narrow, threads = _narrow_params(pieces, table), _threads(pieces)
+    counts = torch.zeros(threads, len(pieces), COUNTS, dtype=torch.int64)
+
+    def work(thread: int, begin: int, end: int) -> None:
+        walk(begin, end, counts[thread].data_ptr())
+
+    _share(work, threads, pieces)
+    for piece, values in narrow:
+        piece.param.copy_(values)
+    _announce(pieces)
+    return counts.sum(0)
 
 
 def _narrow_params(

@@ -15,6 +15,7 @@ from sclcore.kernels.find import find_kernel
 from sclcore.kernels.kernel import Lowering, is_plain
 from sclcore.kernels.options import Options
 from sclcore.scl.exact import cost_of, keys_of, lowest_bound, prices_of
+from sclcore.scl.step import share_out
 
 # So many times as far as last is looked first, and then, before everywhere.
 _NEAR = (2.0, 16.0)
@@ -101,8 +102,5 @@ def _near(held: Holdings, bound: float) -> tuple[list[Tensor], list[Tensor]]:
 def _share_out(held: Holdings) -> tuple[Any, list[list[int]], list[int]]:
     """(what lowers pieces in one walk, the batches that it takes, the other pieces)."""
     kernel = find_kernel(held.device)
-    if not isinstance(kernel, Lowering):
-        return None, [], [*range(len(held.pieces))]
-    fused = {i for batch in held.plain_batches for i in batch}
-    rest = [i for i in range(len(held.pieces)) if i not in fused]
-    return kernel, [batch for batch in held.plain_batches if batch], rest
+    lowers = kernel if isinstance(kernel, Lowering) else None
+    return share_out(held, lowers, range(len(held.pieces)))

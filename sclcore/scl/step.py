@@ -51,7 +51,7 @@ def first_pass(
     learning = [i for i in grads if options[i].mask_lr]
     sums = [held.zeros(piece.features) for piece in held.pieces]
     units = [held.zeros(p.units if p.tensor.unit > 1 else 0) for p in held.pieces]
-    kernel, batches, rest = _share_out(held, learning)
+    kernel, batches, rest = share_out(held, find_kernel(held.device), learning)
     for batch in batches:
         found = kernel.sums(*_of(batch, held.pieces, grads, options))
         parts = found.split([held.feature_counts[i] for i in batch])
@@ -76,7 +76,7 @@ def second_pass(
 ) -> None:
     """Move everything and leave what was counted in `held`. Collective where N:M blocks are cut."""
     parts = divisors.split(held.feature_counts)
-    kernel, batches, rest = _share_out(held, [*grads])
+    kernel, batches, rest = share_out(held, find_kernel(held.device), [*grads])
     counted: dict[int, Tensor] = {}
     for batch in batches:
         divisor = divisors if len(batch) == len(parts) else torch.cat([parts[i] for i in batch])
@@ -123,9 +123,10 @@ def normalisers(held: Holdings, sums: Tensor, layer_sums: Tensor) -> tuple[Tenso
     return rms, divisors.masked_fill_(held.unnormalised, 1.0)
 
 
-def _share_out(held: Holdings, wanted: Sequence[int]) -> tuple[Any, list[list[int]], list[int]]:
-    """(fused step, batches of pieces that it takes at once, the other pieces)."""
-    kernel = find_kernel(held.device)
+def share_out(
+    held: Holdings, kernel: Any, wanted: Sequence[int]
+) -> tuple[Any, list[list[int]], list[int]]:
+    """(`kernel`, batches of pieces that it takes at once, the other pieces); None takes none."""
     if kernel is None:
         return None, [], [*wanted]
     chosen = set(wanted)
