@@ -170,6 +170,11 @@ def test_wrong_usage_is_2(
     assert "error: " in capsys.readouterr().err
 
 
+def test_pieces_of_nothing_is_2_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["pack", "pieces", str(tmp_path / "nothing")]) == 2
+    assert "error: there is no folder" in capsys.readouterr().err
+
+
 def test_sorted_classes_are_noted(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(100), 700)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import train
 from launcher.cluster.world import World, find_world
 from launcher.errors import UsageError
 
@@ -71,6 +72,15 @@ def test_alone_where_the_user_says() -> None:
 def test_a_variable_that_is_no_number() -> None:
     with pytest.raises(UsageError, match="RANK should hold a number and holds 'x'"):
         find_world({"RANK": "x", "WORLD_SIZE": "2"})
+
+
+def test_a_rank_ends_with_such_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("RANK", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train.main(["--recipe", "recipes/digits_scl.yaml"]) == 2
+    assert "RANK should hold a number" in capsys.readouterr().err
 
 
 def test_slurm_without_scontrol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

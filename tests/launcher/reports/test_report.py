@@ -223,6 +223,21 @@ def test_an_invalid_file_is_named(tmp_path: Path, name: str, content: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["- a list", "a: [1"])
+def test_a_recipe_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    (_run_dir(tmp_path) / "recipe.yaml").write_text(content)
+    with pytest.raises(ReportError, match=r"recipe\.yaml") as caught:
+        results.read_recipe(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_series_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (_run_dir(tmp_path) / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(ReportError, match=r"metrics\.jsonl cannot be read"):
+        report.show(tmp_path)
+
+
 # --- the table ---------------------------------------------------------------------------------
 
 

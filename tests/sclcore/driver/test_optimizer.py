@@ -188,6 +188,32 @@ def test_losses_that_nobody_told_are_asked_for() -> None:
         optimizer.step()
 
 
+def test_a_closure_is_evaluated_with_gradients() -> None:
+    plain, closed = layer(), layer()
+    update(plain, driven(plain))
+    optimizer = driven(closed)
+    optimizer.before_update()
+
+    def closure() -> Tensor:
+        loss = loss_of(closed)
+        loss.backward()
+        optimizer.add_loss(0, loss)
+        optimizer.before_pass(1)
+        optimizer.add_loss(1, loss_of(closed).detach())
+        optimizer.before_pass(0)
+        return loss
+
+    assert optimizer.step(closure).item() > 0
+    assert torch.equal(closed.weight, plain.weight)
+
+
+@pytest.mark.parametrize("setting", [{"lr": -1.0}, {"lr": math.inf}, {"weight_decay": math.nan}])
+def test_a_rate_that_is_none_is_refused(setting: dict[str, float]) -> None:
+    [name] = setting
+    with pytest.raises(ValueError, match=f"{name} must be 0 or more and finite"):
+        Driver(Rows(), connection_groups(layer()), **{"lr": 0.1, **setting})
+
+
 def test_a_copy_has_the_method_too() -> None:
     model = layer()
     optimizer = driven(model)
