@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.faults.faults import RunningFault, Scene, StoppedFault
@@ -55,15 +55,14 @@ class FullDisk(RunningFault):
 
     def strike(self, scene: Scene, ranks: Ranks) -> str:
         """Out of bytes, which a look before writing can see, or out of inodes, which it cannot."""
+        folder = scene.checkpoints
         if scene.rng.random() < 0.5:
-            seen = os.statvfs(scene.checkpoints)
             left = scene.rng.randint(1, 5)
-            used = seen.f_files - seen.f_ffree
-            _mount("-o", f"remount,nr_inodes={used + left}", str(scene.checkpoints))
+            _shrink(folder, lambda: f"nr_inodes={_files_used(folder) + left}")
             return f"room for {left} more files"
-        sizes = [_size(scene.checkpoints / name) for name in scene.sound()]
+        sizes = [_size(folder / name) for name in scene.sound()]
         left = scene.rng.randrange(0, max(sizes, default=100_000) * 8 // 10, _PAGE)
-        _shrink(scene.checkpoints, left + _PAGE)
+        _shrink(folder, lambda: f"size={_bytes_used(folder) + left + _PAGE}")
         return f"{left // 1024} KiB left"
 
     def wait_end(self, scene: Scene, ranks: Ranks) -> float | None:
@@ -140,14 +139,22 @@ def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True, capture_output=True)
 
 
-def _shrink(folder: Path, left: int) -> None:
-    """Leave `left` bytes. It is refused where a checkpoint has grown beyond that meanwhile."""
+def _shrink(folder: Path, option: Callable[[], str]) -> None:
+    """Mount with less room. It is refused where a checkpoint has grown beyond that meanwhile."""
     for _ in range(50):
         with contextlib.suppress(subprocess.CalledProcessError):
-            size = shutil.disk_usage(folder).used + left
-            _mount("-o", f"remount,size={size}", str(folder))
+            _mount("-o", f"remount,{option()}", str(folder))
             return
     raise RuntimeError(f"{folder} grows faster than it can be shrunk")
+
+
+def _bytes_used(folder: Path) -> int:
+    return shutil.disk_usage(folder).used
+
+
+def _files_used(folder: Path) -> int:
+    seen = os.statvfs(folder)
+    return seen.f_files - seen.f_ffree
 
 
 def mounts_below(folder: Path) -> list[str]:
