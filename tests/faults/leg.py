@@ -80,7 +80,8 @@ class Leg:
         with fault.around(scene), Ranks(arguments, self._log, launcher, **environment) as ranks:
             watch = Watch(scene, ranks)
             reached = watch.reach(phase, fault.phases, rng)
-            if reached is not None and kind is not None:
+            # Since it was looked at last, the run may have come to its end.
+            if reached is not None and kind is not None and None in ranks.codes():
                 record = self._strike(fault, ranks, reached)
             else:
                 ranks.wait_gone(scene.course.limits.end)

@@ -54,7 +54,7 @@ class Watch:
                     if "end" not in phases:
                         time.sleep(0.1)
                         continue
-                    time.sleep(rng.uniform(0.0, 1.5))
+                    time.sleep(rng.uniform(0.0, 0.9))
                     return "end"
                 if at >= self.resumed + ahead and self._is(phase):
                     time.sleep(rng.uniform(0.0, 0.02) if phase == "evaluation" else 0.0)
