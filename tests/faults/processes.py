@@ -15,7 +15,8 @@ class KillRank(RunningFault):
     # By hand nobody sees the signal: the other rank says that it lost a peer.
     cause = (
         r"killed by SIGKILL|ends because another rank did|has ended or did not start|"
-        r"rank 0, which keeps the rendezvous at .* has ended|one has just ended"
+        r"did not start, or ended|one has just ended|"
+        r"rank 0, which keeps the rendezvous at .* has ended"
     )
 
     def strike(self, scene: Scene, ranks: Ranks) -> str:

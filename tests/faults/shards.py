@@ -36,7 +36,9 @@ class ShardVanishes(RunningFault):
         until = last_step(scene.run) + 3 * STEPS_PER_EPOCH
         gone = lambda: not ranks.alive()  # noqa: E731
         wait_for(lambda: gone() or last_step(scene.run) >= until, scene.course.limits.start, 0.05)
-        if not ranks.wait_gone(0.5):
+        if ranks.wait_gone(0.5) is not None:
+            self._went_on = set(ranks.codes()) == {0}
+        else:
             self._went_on = "error" not in ranks.output()
             ranks.ask_to_stop(signal.SIGTERM)
         return ranks.wait_gone(scene.course.limits.end)
