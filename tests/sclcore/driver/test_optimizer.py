@@ -207,11 +207,17 @@ def test_a_closure_is_evaluated_with_gradients() -> None:
     assert torch.equal(closed.weight, plain.weight)
 
 
-@pytest.mark.parametrize("setting", [{"lr": -1.0}, {"lr": math.inf}, {"weight_decay": math.nan}])
-def test_a_rate_that_is_none_is_refused(setting: dict[str, float]) -> None:
-    [name] = setting
-    with pytest.raises(ValueError, match=f"{name} must be 0 or more and finite"):
-        Driver(Rows(), connection_groups(layer()), **{"lr": 0.1, **setting})
+@pytest.mark.parametrize(
+    ("lr", "weight_decay", "sentence"),
+    [
+        (-1.0, 0.0, "lr must be 0 or more and finite, not -1.0"),
+        (math.inf, 0.0, "lr must be 0 or more and finite, not inf"),
+        (0.1, math.nan, "weight_decay must be 0 or more and finite, not nan"),
+    ],
+)
+def test_a_rate_that_is_none_is_refused(lr: float, weight_decay: float, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Driver(Rows(), connection_groups(layer()), lr=lr, weight_decay=weight_decay)
 
 
 def test_a_copy_has_the_method_too() -> None:
