@@ -8,6 +8,7 @@ again: the run has its own checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import logging
@@ -90,10 +91,13 @@ class Place:
             raise
 
     def remove(self, name: str) -> None:
+        """Also what is only half there."""
         system, root = self._open()
         # Without its manifest it is no checkpoint any more, however far the rest comes.
-        system.rm_file(f"{root}/{name}/manifest.json")
-        system.rm(f"{root}/{name}", recursive=True)
+        with contextlib.suppress(FileNotFoundError):
+            system.rm_file(f"{root}/{name}/manifest.json")
+        with contextlib.suppress(FileNotFoundError):
+            system.rm(f"{root}/{name}", recursive=True)
 
     def _names(self) -> list[str]:
         system, root = self._open()
@@ -267,21 +271,24 @@ class Mirror:
             if known is None or known.serial != manifest.serial:
                 if known is not None:
                     self._place.remove(here.path.name)
-                self._put(here.path, manifest)
-                there[here.path.name] = manifest
+                if self._put(here.path, manifest):
+                    there[here.path.name] = manifest
         there = dict(sorted(there.items(), key=lambda item: item[1].serial))
         front = updated_front(self._root, there)
         rules = {"keep": self._keep, "keep_pareto": self._keep_pareto}
         for name in superfluous(there, front, **rules):
             self._place.remove(name)
 
-    def _put(self, folder: Path, manifest: Manifest) -> None:
+    def _put(self, folder: Path, manifest: Manifest) -> bool:
+        """Copy it; False where it was retired meanwhile, and nothing of it is left there."""
         try:
             self._place.put(folder, manifest)
         except FileNotFoundError:
-            # Retired meanwhile: nothing is missing.
             if folder in folders(self._root):
                 raise
+            self._place.remove(folder.name)
+            return False
+        return True
 
 
 def _reason(error: Exception) -> str:

@@ -39,6 +39,28 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def test_what_is_retired_while_it_is_copied_leaves_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, there = tmp_path / "run", tmp_path / "mirror"
+    saved(root, 10, 20)
+    write, seen = Place._write, []
+
+    def retired_after_a_file(self: Place, name: str, path: Path) -> None:
+        if name.startswith("step-00000010/"):
+            seen.append(name)
+            if len(seen) == 2:
+                shutil.rmtree(path.parent)
+        write(self, name, path)
+
+    monkeypatch.setattr(Place, "_write", retired_after_a_file)
+    copying = Mirror(root, there.as_uri(), **RULES)
+    copying.copy_soon()
+    copying.close(60)
+    assert len(seen) == 2
+    assert names(there) == names(root) == ["step-00000020"]
+
+
 def test_the_mirror_is_kept_by_the_same_rules_and_brought_back(tmp_path: Path) -> None:
     root, there = tmp_path / "run", tmp_path / "mirror"
     copying = Mirror(root, there.as_uri(), **RULES)
