@@ -153,7 +153,7 @@ def test_packing_training_and_a_sweep_beside_them(here: Here, tmp_path: Path) ->
     done = here("scl", "compare", "runs/digits_scl", "--out", "page")
     assert done.returncode == 0 and list((tmp_path / "page").glob("*.html")), done.stderr
     done = here("scl", "sweep", "recipes/paper/lambda.yaml", "--dry-run")
-    assert done.returncode == 0 and "--array=0-7" in done.stderr, done.stderr
+    assert done.returncode == 0 and "--array=0-26" in done.stderr, done.stderr
     # Started by a launcher, as a file: nothing of the project is in the way there either.
     file = here("python", "-c", "import scl.launcher as l; print(*l.__path__)").stdout.strip()
     arguments = ("--recipe", "digits_scl", *settings, "run_dir=runs/torchrun", "engine.ranks=1")

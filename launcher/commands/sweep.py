@@ -30,7 +30,7 @@ examples:
   scl sweep recipes/paper/lambda.yaml --dry-run
   scl sweep recipes/paper/lambda.yaml --task 3    as a task of a cluster's array does
 
-Under Slurm: SCL_SWEEP=recipes/paper/lambda.yaml sbatch --array=0-7 slurm/sweep.sh"""
+Under Slurm: SCL_SWEEP=recipes/paper/lambda.yaml sbatch --array=0-26 slurm/sweep.sh"""
 
 
 def add(commands: Commands) -> None:
