@@ -77,7 +77,7 @@ class Wheel(bdist_wheel):
             Path(wheelfile_base, "top_level.txt").write_text("scl\nsclcore\n")
 
 
-# Optional: without a C compiler or libjpeg-turbo's headers, data/images/jpeg.py decodes with
+# Optional: without a C compiler or libjpeg-turbo's headers, data/images/region.py decodes with
 # simplejpeg, to the same pixels.
 setup(
     ext_modules=[

@@ -26,7 +26,8 @@ from benchmarks.common import in_turn, median, median_ratio, options_parser, par
 from benchmarks.photographs import jpeg
 from data.augmentation.imagenet import ImagenetAugmentation, random_crop_box
 from data.config import DataConfig
-from data.images.jpeg import Box, RegionDecoder, native, read_header
+from data.images.jpeg import read_header
+from data.images.region import Box, RegionDecoder, native
 from data.shards.manifest import ImageStats
 
 SIZE = 224

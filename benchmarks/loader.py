@@ -38,7 +38,7 @@ from benchmarks import loader_peers as peers
 from benchmarks.common import median, median_ratio, options_parser, parse, report, table
 from benchmarks.loader_costs import first_batch_seconds, gpu_decoding, memory_of, synthetic_set
 from benchmarks.photographs import write_class_folders
-from data.images.jpeg import native
+from data.images.region import native
 from data.packing.pack import pack
 from data.shards.manifest import load_manifest
 from data.sources.image_folder import imagefolder

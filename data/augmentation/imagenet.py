@@ -13,7 +13,8 @@ from PIL import Image
 from data.augmentation.randaugment import rand_augment
 from data.config import DataConfig
 from data.images.decode import decode
-from data.images.jpeg import Box, RegionDecoder, read_header
+from data.images.jpeg import read_header
+from data.images.region import Box, RegionDecoder
 from data.shards.manifest import ImageStats
 
 _ATTEMPTS = 10

@@ -48,6 +48,9 @@ def test_checking_a_recipe_imports_nothing_large() -> None:
 
 def test_reading_batches_and_packing_import_no_torchvision() -> None:
     loaded = large_modules("data.packing.pack", "data.stream.pipeline", "data.shards.doctor")
+    assert "torch" not in loaded["data.packing.pack"], (
+        "each process of a packing would take seconds"
+    )
     assert {"torchvision", "torch._dynamo", "timm", "scipy", "sklearn"}.isdisjoint(
         loaded["data.shards.doctor"]
     )

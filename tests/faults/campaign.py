@@ -17,7 +17,7 @@ from tests.faults.registry import KINDS, NAN, RUNNING, STOPPED
 from tests.faults.shards import bring_back
 from tests.faults.storage import FullDisk
 
-_SHORT = 30
+_FEW, _SHORT = 5, 30
 _NANS_A_RUN = 12
 _STARTED_BY_SCL = 0.3
 
@@ -62,7 +62,8 @@ class Campaign:
         )
 
     def _courses(self, missing: Counter[str]) -> Iterator[Course]:
-        epochs = 16 if self._short else 30
+        # A run must last for what is to strike it.
+        epochs = 8 if sum(self.wanted.values()) < _FEW else 16 if self._short else 30
         nans = self.wanted.get(NAN, 0)
         if nans and (missing[NAN] or self._short):
             steps = Course("", self.work, self._limits, epochs).total_steps

@@ -109,7 +109,10 @@ def assert_identical(run_dir: Path, undisturbed: Path) -> None:
         pytest.param(
             ("engine.zero_stage=0", "model.kwargs.norm=batch"), (3, 17, 68), marks=pytest.mark.long
         ),
-        (("engine.zero_stage=2", "model.kwargs.norm=batch"), (42, 66)),
+        (("engine.zero_stage=2", "model.kwargs.norm=batch"), (66,)),
+        pytest.param(
+            ("engine.zero_stage=2", "model.kwargs.norm=batch"), (42, 66), marks=pytest.mark.long
+        ),
         pytest.param(
             ("engine.zero_stage=3", "model.kwargs.norm=batch"), (17, 66), marks=pytest.mark.long
         ),
@@ -190,23 +193,23 @@ def test_a_disk_that_refuses_is_survived_until_the_end(
 ) -> None:
     """No file may grow beyond 400 kB (`ulimit -f`), which the model fits and the optimizer not."""
     run_dir = tmp_path / "run"
-    wide = "model.kwargs.width=32"
-    segment(start, recipe, run_dir, wide, ranks=1, stop=30)
-    command = [sys.executable, "-m", "launcher.train", "--recipe", str(recipe)]
-    command += ["--set", f"run_dir={run_dir}", "--set", wide]
+    wide = ("model.kwargs.width=32", "optim.epochs=4")
+    segment(start, recipe, run_dir, *wide, ranks=1, stop=30)
+    command = [sys.executable, "-m", "launcher.train", "--recipe", str(recipe), "--set"]
+    command += [f"run_dir={run_dir}", *wide]
     limited = ["bash", "-c", 'ulimit -f 400; exec "$@"', "bash", *command]
     code, output = finish(start(limited))
     assert code == 1, output
-    # Six epochs end after step 30, the last of them with an error besides.
-    assert output.count("WARNING scl.checkpoint: the state after step") == 6, output
+    # Two epochs end after step 30, the last of them with an error besides.
+    assert output.count("WARNING scl.checkpoint: the state after step") == 2, output
     assert "File too large; what was saved before is untouched" in output
-    assert "error: the state after step 112 could not be saved" in output
+    assert "error: the state after step 56 could not be saved" in output
     # What the run was for is there all the same.
     assert (run_dir / "model.safetensors").exists() and (run_dir / "summary.json").exists()
     assert [path.name for path in (run_dir / "checkpoints").glob(".tmp-*")] == []
     found = checkpoint.find(run_dir / "checkpoints")
     assert found is not None and found.step == 30
     # With room again, the same command makes up for it.
-    segment(start, recipe, run_dir, wide, ranks=1)
+    segment(start, recipe, run_dir, *wide, ranks=1)
     found = checkpoint.find(run_dir / "checkpoints")
-    assert found is not None and found.step == 112
+    assert found is not None and found.step == 56

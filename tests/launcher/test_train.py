@@ -87,7 +87,7 @@ def test_another_seed_gives_another_network(
     assert summary(tmp_path / "run")["mask_hash"] != summary(undisturbed)["mask_hash"]
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_any_number_of_ranks_gives_the_same_network(
     ranks: int, smooth_run: Path, smooth: Path, tmp_path: Path, start: Start
 ) -> None:

@@ -21,7 +21,7 @@ from data.augmentation.steps import Centre, RandomCrop, maybe_mirrored
 from data.augmentation.transforms import eval_transform, train_transform
 from data.config import DataConfig
 from data.images.decode import CorruptImage, encode_png
-from data.images.jpeg import Box
+from data.images.region import Box
 from data.shards.manifest import ImageStats
 
 PHOTOGRAPH = photograph(1)

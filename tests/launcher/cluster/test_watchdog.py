@@ -19,7 +19,7 @@ from launcher.cluster.watchdog import no_store, verdict
 from tests.launcher.conftest import Start, finish, processes_of, train, wait_until
 
 TIMEOUT_S = 5
-SETTINGS = (f"engine.step_timeout_s={TIMEOUT_S}", "optim.epochs=40", "tracking.log_every=1")
+SETTINGS = (f"engine.step_timeout_s={TIMEOUT_S}", "optim.epochs=20", "tracking.log_every=1")
 
 
 def test_the_rank_with_fewer_beats_is_behind() -> None:
@@ -87,7 +87,7 @@ def test_a_rank_that_stops_responding(
     wait_until(lambda: not processes_of(run_dir), 30, "a process was left")
     if frozen == 1:
         assert "rank 1 was last heard of at step" in output
-        code, output = finish(start(train(recipe, run_dir, "optim.epochs=40")))
+        code, output = finish(start(train(recipe, run_dir, "optim.epochs=20")))
         assert code == 0 and "continues at step" in output, output
 
 

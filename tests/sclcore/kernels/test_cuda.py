@@ -19,13 +19,20 @@ ROOT = Path(__file__).resolve().parents[3]
 CASES = "tests/sclcore/kernels/triton_cases.py"
 
 
-@pytest.mark.parametrize("interpreted", [True, False], ids=["interpreter", "gpu"])
-def test_agrees_with_the_reference(interpreted: bool) -> None:
+@pytest.mark.parametrize(
+    ("interpreted", "tier"),
+    [
+        pytest.param(True, "not long", id="interpreter"),
+        pytest.param(True, "long", id="interpreter, long", marks=pytest.mark.long),
+        pytest.param(False, "not long", id="gpu"),
+    ],
+)
+def test_agrees_with_the_reference(interpreted: bool, tier: str) -> None:
     if not interpreted and not torch.cuda.is_available():
         pytest.skip("no GPU")
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpreted else "0"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", CASES],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", tier, CASES],
         cwd=ROOT,
         env=environment,
         capture_output=True,

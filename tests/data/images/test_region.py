@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.images import jpeg
-from data.images.jpeg import Box, RegionDecoder, read_header
+from data.images import region
+from data.images.jpeg import read_header
+from data.images.region import Box, RegionDecoder
 from tests.data.images.jpegs import HEIGHT, KINDS, PHOTOGRAPH, WIDTH, encode, pillow
 
 CONTENTS = {
@@ -50,7 +51,7 @@ def test_the_compiled_decoder_is_built_where_it_can_be() -> None:
     headers = "#include <Python.h>\n#include <stdio.h>\n#include <jpeglib.h>\n"
     if compiler is None or not _compiles(compiler, headers):
         pytest.skip("no C compiler with the headers of Python and libjpeg-turbo (libjpeg-dev)")
-    assert jpeg.native is not None, "install again: pip install --editable ."
+    assert region.native is not None, "install again: pip install --editable ."
 
 
 def _compiles(compiler: str, source: str) -> bool:
@@ -144,7 +145,7 @@ def test_damage_inside_the_data_is_left_to_pillow(native: bool) -> None:
 
 
 def test_what_the_compiled_decoder_cannot_do_it_refuses() -> None:
-    native: Any = jpeg.native
+    native: Any = region.native
     if native is None:
         pytest.skip("the compiled decoder is not built")
     content, room = CONTENTS["4:2:0", "RGB"], np.zeros(HEIGHT * WIDTH * 3, np.uint8)
