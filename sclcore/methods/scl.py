@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 _PLACES = 1000
+_TARGETS = ("target_density", "target_macs")
 _SHARE = 0.3
 """Of the mask phase: a connection without gradient dies by then under `mask_lr: auto`."""
 _SLIGHT = 1 / 40
 """Of the mask phase: what momentum takes to start counts where it is more."""
 _USUAL_LAM = 0.5
 """The λ that `auto` is made for where there is none: a target steers it."""
+_LONGEST = 160
+"""Updates: a target is met however fast masks are, so that in long runs more of them find each
+other's places. Measured in docs/comparison.md."""
 
 
 class SCLMethod(Method, frozen=True):
@@ -30,7 +34,7 @@ class SCLMethod(Method, frozen=True):
     zero_stages: ClassVar = (0, 1, 2, 3)
     layerwise: ClassVar = True
     takes_masks: ClassVar = True
-    as_it_was: ClassVar = {"mask_restart": 0.0}
+    as_it_was: ClassVar = {"mask_restart": 0.0, "mask_gradient": "full"}
 
     name: Literal["scl"] = Field(
         default="scl", description="learn weights and connectivity together"
@@ -56,7 +60,8 @@ class SCLMethod(Method, frozen=True):
     mask_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
         default="auto",
         description="learning rate of the mask variables; auto: such that a connection without "
-        "gradient dies within 0.3 of the time in which masks learn",
+        "gradient dies within 0.3 of the time in which masks learn, under a target within 160 "
+        "updates if that is less",
     )
     mask_momentum: float = Field(
         default=0.9, ge=0, lt=1, description="momentum of the mask variables"
@@ -75,7 +80,8 @@ class SCLMethod(Method, frozen=True):
     mask_gradient: Literal["full", "root"] = Field(
         default="full",
         description="what the gradient of a connection counts by for its mask variable: its "
-        "weight (full), or the root of its weight's size, for densities of 1 %",
+        "weight (full), or the root of its weight's size (root, which is the default under a "
+        "target)",
     )
     normalize: Literal["network", "layer", "feature", "feature_norm", "none"] = Field(
         default="network",
@@ -112,6 +118,14 @@ class SCLMethod(Method, frozen=True):
         description="at most N of M neighbours live, such as 2:4: a value, or patterns with values",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _root_under_a_target(cls, values: Any) -> Any:
+        # λ is in units of the full gradient, and keeps its scale.
+        if isinstance(values, dict) and any(values.get(key) is not None for key in _TARGETS):
+            return {"mask_gradient": "root", **values}
+        return values
+
     @model_validator(mode="after")
     def _has_one_aim(self) -> Self:
         if self.target_density is not None and self.target_macs is not None:
@@ -125,7 +139,7 @@ class SCLMethod(Method, frozen=True):
     @property
     def target(self) -> tuple[str, float] | None:
         """The key and value of what λ is steered to; None where it is plain."""
-        for key in ("target_density", "target_macs"):
+        for key in _TARGETS:
             if (value := getattr(self, key)) is not None:
                 return key, value
         return None
@@ -148,12 +162,13 @@ class SCLMethod(Method, frozen=True):
         return self.model_copy(update={"mask_lr": (1 - self.mask_momentum) * per_step})
 
     def _to_die_in(self, steps: float) -> float:
-        """The updates at full speed by which a connection without gradient shall die: 0.3 of all.
+        """The updates at full speed by which a connection without gradient shall die.
 
-        Less what momentum takes to start: of n updates under a steady force,
-        n - momentum · (1 - momentum^n) / (1 - momentum) count in full.
+        0.3 of all, and under a target 160 if that is less. Less what momentum takes to start: of n
+        updates under a steady force, n - momentum · (1 - momentum^n) / (1 - momentum) count in
+        full.
         """
-        updates = _SHARE * steps
+        updates = min(_SHARE * steps, _LONGEST) if self.target else _SHARE * steps
         least = max(1.0, updates)
         start = self.mask_momentum * (1 - self.mask_momentum**least) / (1 - self.mask_momentum)
         return least - start if start > _SLIGHT * steps else updates

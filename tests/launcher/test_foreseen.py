@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.recipe.load import load_recipe
+from launcher.recipe.recipe import resume_difference
 from launcher.run.prepare import prepare
 from sclcore.methods.scl import SCLMethod
 from sclcore.schedule import Schedule
@@ -54,6 +55,40 @@ def test_a_connection_without_gradient_dies_within_a_share_of_any_run(
     died = updates_to_die(rate, lam=0.2, momentum=momentum)
     # What momentum takes to start is left out where it is a fortieth of the time at most.
     assert 0.3 * learning <= died + 1e-9 <= (0.3 + 1 / 40) * learning + 1
+
+
+@pytest.mark.parametrize(("learning", "expected"), [(400, 120), (2000, 160), (200_000, 160)])
+def test_under_a_target_masks_of_a_long_run_are_no_slower(learning: int, expected: int) -> None:
+    """What would die in so many updates at λ 0.5."""
+    method = SCLMethod(target_density=0.1).for_run(Schedule(freeze_masks_at=0.5), 2 * learning)
+    assert isinstance(method.mask_lr, float)
+    # Momentum takes nine updates to start, which are left out of so many.
+    died = updates_to_die(method.mask_lr, lam=0.5)
+    assert expected <= died <= expected + 10
+
+
+def test_a_gradient_counts_by_the_root_under_a_target_alone(recipe: Path) -> None:
+    for setting, expected in (("lam=0.1", "full"), ("target_macs=0.1", "root")):
+        assert _gradient_of(recipe, f"method.{setting}") == expected
+    said = ("method.target_density=0.1", "method.mask_gradient=full")
+    assert _gradient_of(recipe, *said) == "full"
+
+
+def test_an_older_run_under_a_target_is_not_continued_in_another_way(recipe: Path) -> None:
+    """Its masks took the full gradient, whether its recipe says so or is older than the key."""
+    ours = load_recipe(recipe, ["method.lam=null", "method.target_density=0.1"])
+    saved = ours.as_dict()
+    for theirs in ({**saved["method"], "mask_gradient": "full"}, dict(saved["method"])):
+        if theirs["mask_gradient"] == "root":
+            del theirs["mask_gradient"]
+        said = resume_difference({**saved, "method": theirs}, ours)
+        assert said == "method.mask_gradient is 'root' here and 'full' there"
+
+
+def _gradient_of(recipe: Path, *settings: str) -> str:
+    method = load_recipe(recipe, ["method.lam=null", *settings]).method
+    assert isinstance(method, SCLMethod)
+    return method.mask_gradient
 
 
 def test_a_lambda_beside_a_target_is_said_to_be_idle(recipe: Path) -> None:
