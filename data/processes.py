@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 
 from data.errors import DataError
 
-# What writing a shard takes beyond what all packing imports: seconds, as it brings PyTorch.
-OF_WRITERS = ("webdataset.writer",)
 # The pool itself notices within milliseconds that a process died; but for a moment while it starts.
 _LOOKS_EVERY_S = 5.0
 
@@ -24,26 +22,19 @@ Result = TypeVar("Result")
 
 
 def unordered(
-    work: Callable[[Task], Result],
-    tasks: Sequence[Task],
-    workers: int,
-    modules: Sequence[str] = (),
+    work: Callable[[Task], Result], tasks: Sequence[Task], workers: int
 ) -> Iterator[Result]:
     """Yield `work(task)` of each task as they are done; with 1 worker, in this process.
 
-    `work` is picklable and sent to each process once. `modules` are what it imports when it is
-    called: where these are the first processes of this one, it happens once for all of them. Raises
-    DataError where a process died, and whatever `work` raises; tasks not begun are then dropped.
+    `work` is picklable and sent to each process once. Raises DataError where a process died, and
+    whatever `work` raises; tasks not begun are then dropped.
     """
     if workers == 1 or len(tasks) <= 1:
         yield from map(work, tasks)
         return
-    # Spawned processes would import everything once each.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([getattr(work, "func", work).__module__, *modules])
     pool = ProcessPoolExecutor(
         min(workers, len(tasks)),
-        mp_context=context,
+        mp_context=multiprocessing.get_context("spawn"),
         initializer=_start,
         initargs=(work,),
     )

@@ -16,7 +16,7 @@ from data.errors import DataError
 from data.files import atomic_file
 from data.packing.encoding import Encoding
 from data.packing.writer import ShardTask
-from data.processes import OF_WRITERS, unordered
+from data.processes import unordered
 from data.shards.scan import scan_shard
 from data.sources.left_out import some
 from data.sources.source import Reader, Source
@@ -122,9 +122,7 @@ def refuse_changed(
     if suspects:
         compare = _Comparison(source.splits, encoding, suspects)
         packed = [task for task in tasks if task.split in suspects and task.path.exists()]
-        changed = [
-            name for names in unordered(compare, packed, workers, OF_WRITERS) for name in names
-        ]
+        changed = [name for names in unordered(compare, packed, workers) for name in names]
         if changed:
             raise DataError(
                 f"{len(changed):,} images have changed since they were packed into {out} "

@@ -19,7 +19,7 @@ from data.packing.stats import measure
 from data.packing.summary import check_against_source
 from data.packing.timm_info import write_timm_info
 from data.packing.writer import DoneShard, ShardTask, ShardWriter, finished_shard, shard_tasks
-from data.processes import OF_WRITERS, unordered
+from data.processes import unordered
 from data.shards.index import SampleIndex
 from data.shards.manifest import (
     INDEX_NAME,
@@ -129,7 +129,7 @@ def _pack_claimed(
         disable=not progress,
     ) as bar:
         write = ShardWriter(source.splits, encoding, source.class_names or source.classes)
-        for shard in unordered(write, missing, workers, OF_WRITERS):
+        for shard in unordered(write, missing, workers):
             shards.append(shard)
             bar.update(shard.info.samples)
     done = {split: [s for s in shards if s.split == split] for split in source.splits}
@@ -144,7 +144,7 @@ def _found_shards(
 ) -> dict[Path, DoneShard]:
     """Rescan what an interrupted run has finished."""
     existing = [task for task in tasks if task.path.exists()]
-    rescanned = unordered(partial(finished_shard, readers), existing, workers, OF_WRITERS)
+    rescanned = unordered(partial(finished_shard, readers), existing, workers)
     quiet = not progress or not existing
     bar = tqdm(rescanned, total=len(existing), unit="shard", desc="found", disable=quiet)
     return {task.path: shard for task, shard in bar if shard is not None}

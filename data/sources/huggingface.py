@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data.errors import DataError
 from data.files import atomic_file, remove_leftovers
-from data.processes import OF_WRITERS, unordered
+from data.processes import unordered
 from data.shards.classes import numbered_classes
 from data.sources.hub_files import find_files
 from data.sources.source import Reader, Source, extension_of, hash_of_list
@@ -227,7 +227,7 @@ def _copy_all(readers: list[ParquetReader], column: str, workers: int, progress:
         remove_leftovers(reader.scratch)
         tasks += [_Copy(reader.scratch, k, path) for k, path in enumerate(reader.files)]
     missing = [task for task in tasks if not _copies(task.scratch, task.k)[1].exists()]
-    done = unordered(partial(_copy_out, column), missing, workers, OF_WRITERS)
+    done = unordered(partial(_copy_out, column), missing, workers)
     bar = tqdm(
         done,
         total=len(tasks),

@@ -113,7 +113,7 @@ def _check_cluster(options: argparse.Namespace) -> int:
 
 
 def _check_shards(folders: list[Path], quick: bool, workers: int) -> int:
-    with importing("PyTorch"):
+    with importing("what checking needs"):
         from data.files import explained
         from data.shards.doctor import examine, find_splits
 

@@ -243,14 +243,14 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack_digits(options: argparse.Namespace) -> int:
-    with importing("PyTorch"):
+    with importing("what packing needs"):
         from data.sources.digits import digits
 
     return _pack(options, digits)
 
 
 def _pack_glyphs(options: argparse.Namespace) -> int:
-    with importing("PyTorch"):
+    with importing("what packing needs"):
         from data.packing.claim import check_kind
         from data.sources.glyphs import FOLDERS, glyphs
 
@@ -265,7 +265,7 @@ def _pack_glyphs(options: argparse.Namespace) -> int:
 def _pack_imagenet(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    with importing("PyTorch"):
+    with importing("what packing needs"):
         from data.packing.claim import check_kind
         from data.sources.ilsvrc import find_files, imagenet
 
@@ -288,7 +288,7 @@ def _pack_imagenet(options: argparse.Namespace) -> int:
 def _pack_imagefolder(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    with importing("PyTorch"):
+    with importing("what packing needs"):
         from data.sources.image_folder import imagefolder
 
     def source() -> Source:
@@ -300,7 +300,7 @@ def _pack_imagefolder(options: argparse.Namespace) -> int:
 def _pack_huggingface(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    with importing("PyTorch"):
+    with importing("what packing needs"):
         from data.sources.huggingface import huggingface
 
     def source() -> Source:
@@ -323,7 +323,7 @@ def _pack_torchvision(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
-    with importing("PyTorch"):
+    with importing("what packing needs"):
         from data.files import explained
         from data.packing.contact_sheet import SHEET_NAME, draw_contact_sheet
         from data.packing.encoding import AS_IT_IS, Encoding
@@ -352,7 +352,7 @@ def _pack(options: argparse.Namespace, source: Callable[[], Source]) -> int:
 
 
 def _check_folder(options: argparse.Namespace) -> None:
-    """Before what decodes images is imported, and torch with it."""
+    """Before what decodes images is imported."""
     from launcher.errors import UsageError
 
     folder = getattr(options, "folder", None)
@@ -363,7 +363,7 @@ def _check_folder(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> int:
     _check_folder(options)
 
-    with importing("PyTorch"):
+    with importing("what packing needs"):
         from data.files import explained
         from data.packing.adopt import index_shards
         from data.packing.contact_sheet import draw_contact_sheet

@@ -13,15 +13,7 @@ from tests.launcher.conftest import ROOT, environment
 
 # {data}: a folder of images and shards; {run}: a run, as far as it is looked at before an import.
 COMMANDS = [
-    "pack digits --out {out}",
-    "pack glyphs --out {out}",
-    "pack imagenet {data} --out {out}",
-    "pack imagefolder {data} --out {out}",
-    "pack huggingface {data} --out {out}",
     "pack torchvision MNIST --out {out}",
-    "pack index {data}",
-    "init {data}",
-    "doctor {data}",
     "doctor --cluster --recipe recipes/digits_scl.yaml",
     "train --recipe recipes/digits_scl.yaml",
     "forecast --recipe recipes/digits_scl.yaml",

@@ -56,6 +56,11 @@ ALLOWED: dict[str, tuple[int, set[str]]] = {
     "scl bench none": (2, RECIPE),
     "scl bench none --batch 0": (2, RECIPE),
     "scl pack imagefolder none --out none": (2, RECIPE),
+    # Nor these PyTorch, before they write or read a batch.
+    "import launcher.start.look": (0, {"PIL", "numpy", "pydantic"}),
+    "import data.packing.pack": (0, {"PIL", "numpy", "pydantic"}),
+    "import data.packing.adopt": (0, {"PIL", "numpy", "pydantic"}),
+    "import data.shards.doctor": (0, {"PIL", "numpy", "pydantic"}),
     # All that `scl train` needs before it knows the model: none of these does a thing for our own.
     "import launcher.start.train": (0, RECIPE | {"PIL", "numpy", "rich.table", "sympy", "torch"}),
 }
