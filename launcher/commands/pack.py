@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -316,8 +317,11 @@ def _pack_huggingface(options: argparse.Namespace) -> int:
 
 
 def _pack_torchvision(options: argparse.Namespace) -> int:
+    from data.sources.torchvision_sets import torchvision_set
+
     with importing("PyTorch"):
-        from data.sources.torchvision_sets import torchvision_set
+        # Which the set would import in silence.
+        importlib.import_module("torchvision.datasets")
 
     return _pack(options, lambda: torchvision_set(options.name, options.root))
 

@@ -102,7 +102,8 @@ def test_data_that_do_not_come(recipe: Path, tmp_path: Path, start: Start) -> No
     code, output = finish(process, timeout=120)
     assert code == 1, output
     # Epochs are short here: the data that do not come may be those of an evaluation.
-    assert re.search(r"rank 1 is behind, at step .*(waiting for data|evaluating); others", output)
+    behind = re.search(r"rank 1 is behind, at step .*(waiting for data|evaluating); others", output)
+    assert behind, output
     assert "rank 0 has been at step" in output and "rank 1 has been at step" in output
     wait_until(lambda: not processes_of(run_dir), 30, "a process was left")
 
