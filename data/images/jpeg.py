@@ -1,6 +1,6 @@
 """JPEG bytes → pixels with libjpeg-turbo.
 
-Without PyTorch, which packing does without too: each of its processes would take seconds for it.
+Without PyTorch: what looks at images, or is about to pack them, need not wait seconds for it.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def main() -> None:
         epochs = [step / per_epoch for step in range(len(course))]
         right.plot(epochs, course, lw=1.2, label=f"target_density: {target:g}")
     right.set(yscale="log", xlabel="epoch", ylabel="density")
-    right.set_title("A target: what lives until masks freeze, ConvNet, 58,144", fontsize=10)
+    right.set_title("A target: what lives, epoch by epoch", fontsize=10)
     for axes in (left, right):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.legend(frameon=False, fontsize=8, loc="lower left")
