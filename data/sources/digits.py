@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.datasets import load_digits
 
 from data.sources.source import ArrayReader, Reader, Source, held_out
 
@@ -14,8 +15,6 @@ def digits() -> Source:
 
     The values 0-16 are scaled to 0-255.
     """
-    from sklearn.datasets import load_digits
-
     stored: Any = load_digits()
     labels = stored.target
     pixels = np.rint(stored.images * (255 / 16)).astype(np.uint8)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torchvision import datasets
 
 from data.errors import DataError
 from data.sources.listing import list_images
@@ -52,8 +53,6 @@ def _imagenette(root: Path, size: str) -> Source:
 
 
 def _on_disk_or_downloaded(name: str, root: Path, **options: Any) -> Any:
-    from torchvision import datasets
-
     build = getattr(datasets, name)
     try:
         return build(str(root), download=False, **options)

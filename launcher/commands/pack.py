@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -244,7 +243,7 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack_digits(options: argparse.Namespace) -> int:
-    with importing("what packing needs"):
+    with importing("scikit-learn"):
         from data.sources.digits import digits
 
     return _pack(options, digits)
@@ -317,11 +316,8 @@ def _pack_huggingface(options: argparse.Namespace) -> int:
 
 
 def _pack_torchvision(options: argparse.Namespace) -> int:
-    from data.sources.torchvision_sets import torchvision_set
-
     with importing("PyTorch"):
-        # Which the set would import in silence.
-        importlib.import_module("torchvision.datasets")
+        from data.sources.torchvision_sets import torchvision_set
 
     return _pack(options, lambda: torchvision_set(options.name, options.root))
 

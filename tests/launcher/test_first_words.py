@@ -13,6 +13,7 @@ from tests.launcher.conftest import ROOT, environment
 
 # {data}: a folder of images and shards; {run}: a run, as far as it is looked at before an import.
 COMMANDS = [
+    "pack digits --out {out}",
     "pack torchvision MNIST --out {out}",
     "doctor --cluster --recipe recipes/digits_scl.yaml",
     "train --recipe recipes/digits_scl.yaml",
@@ -34,7 +35,7 @@ import json, os, shlex, sys, time
 
 class Slow:
     def find_spec(self, name, *_):
-        if name in {"torch", "matplotlib"}:
+        if name in {"torch", "matplotlib", "sklearn"}:
             time.sleep(2)
             sys.stderr.flush()
             os._exit(77)
