@@ -27,8 +27,8 @@ _SET_PARENT_DEATH_SIGNAL = 1
 
 def serve(asked: socket.socket, number: struct.Struct, largest: int) -> None:
     """Fork a process for each request, and report its pid and its end, until nobody asks."""
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    assert threads == 1, f"{threads} threads: what they hold would be lost in a fork"
+    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    assert len(threads) == 1, f"threads {threads}: what they hold would be lost in a fork"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     woken, wake = os.pipe()

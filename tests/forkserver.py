@@ -37,8 +37,10 @@ _NUMBER = struct.Struct("i")
 _LARGEST_REQUEST = 200_000
 _PACKAGES = ("launcher", "data", "sclcore")
 _MODULES = ("deepspeed", "timm", "torchvision.transforms.v2", "matplotlib.pyplot", "wandb")
-# One starts a rank, the other is built only where its headers are.
-_NOT_IMPORTED = ("launcher.train", "data.images._crop")
+# One starts a rank, one is built only where its headers are, and one comes to pyarrow by
+# scikit-learn, whose allocator starts a thread.
+_NOT_IMPORTED = ("launcher.train", "data.images._crop", "data.sources.digits")
+_ENDED = "the fork server of the tests has ended: its words are with the first test that failed"
 
 
 class Popen(subprocess.Popen[Any]):
@@ -75,7 +77,7 @@ class Popen(subprocess.Popen[Any]):
     def _next_number(self) -> int:
         message = self._status.recv(_NUMBER.size)
         if not message:
-            raise RuntimeError("the fork server of the tests has ended")
+            raise RuntimeError(_ENDED)
         return _NUMBER.unpack(message)[0]
 
     def _internal_poll(self, _deadstate: int | None = None) -> int | None:
@@ -156,7 +158,10 @@ class _Server:
         message = json.dumps(request).encode()
         assert len(message) < _LARGEST_REQUEST
         with self._turn:
-            socket.send_fds(self._connection, [message], files)
+            try:
+                socket.send_fds(self._connection, [message], files)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise RuntimeError(_ENDED) from error
 
 
 _started: list[_Server] = []
