@@ -130,7 +130,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Wire]]:
     service.stop()
 
 
-@pytest.mark.parametrize("mood", ["drop", "delay", "lie"])
+# The client of a server that hangs up tries on its own for half a minute.
+@pytest.mark.parametrize("mood", [pytest.param("drop", marks=pytest.mark.long), "delay", "lie"])
 def test_a_server_that_fails_is_a_warning_until_it_answers(
     mood: str,
     s3: tuple[str, Wire],

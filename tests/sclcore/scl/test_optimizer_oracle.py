@@ -168,7 +168,7 @@ def test_agrees_in_float32_step_by_step(proxy: str, normalize: str, cost: str) -
     """
     model, optimizer, textbook = _pair(torch.float32, cost, _options(proxy, normalize), True)
     batches = mixed_batches(torch.float32)
-    for step in range(200):
+    for step in range(STEPS // 2):
         batch = batches[step % len(batches)]
         textbook.step(_loss_on(batch))
         _scl_step(model, optimizer, batch)
