@@ -45,6 +45,7 @@ def run(command: str, folder: Path) -> str:
     return ended.stdout
 
 
+@pytest.mark.long
 def test_from_a_folder_to_a_running_model(tmp_path: Path) -> None:
     draw, *followed = commands()
     assert len(followed) <= 8, "commands from one's own images to a running model"

@@ -109,8 +109,8 @@ def test_accumulation_and_clipping_in_every_stage(
 @pytest.mark.parametrize(
     ("precision", "stages"),
     [
-        ("bf16", (0, 1, 2)),
-        pytest.param("bf16", (0, 3), marks=LONG),
+        ("bf16", (0, 2)),
+        pytest.param("bf16", (0, 1, 3), marks=LONG),
         pytest.param("autocast", (0, 1, 2, 3), marks=LONG),
     ],
 )

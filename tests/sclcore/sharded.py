@@ -524,8 +524,7 @@ def kinds_of(case: Case) -> Iterator[tuple[str, int]]:
 
 # What no other case of a hundred steps shows with state that is cut: these are of the first tier.
 FIRST_TIER = {
-    *("feature", "layer", "network", "none", "float32", "coarse", "n-m", "coarse-sliver", "bf16"),
-    *("bf16-exact", "limited", "adamw", "tiny"),
+    *("feature", "layer", "network", "coarse", "n-m", "bf16", "bf16-exact", "limited", "adamw"),
 }
 
 
@@ -533,9 +532,7 @@ def is_long(name: str, kind: str, world: int) -> bool:
     """Whether a run is of the second tier: a hundred steps of what another run shows as well."""
     if CASES[name].steps < STEPS:
         return False
-    return (
-        world < 3 or name not in FIRST_TIER or (kind == "fsdp" and name not in ("feature", "n-m"))
-    )
+    return world < 3 or name not in FIRST_TIER or (kind == "fsdp" and name != "feature")
 
 
 ALL_RUNS = [(name, *run) for name, case in CASES.items() for run in kinds_of(case)]

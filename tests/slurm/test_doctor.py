@@ -26,6 +26,7 @@ def test_sound_nodes(submit: Submit, tmp_path: Path) -> None:
     assert not job.folder.exists(), "made for the check, and gone with it"
 
 
+@pytest.mark.long
 def test_a_node_with_other_data_packages_and_folders(digits: Path, tmp_path: Path) -> None:
     """A cluster of its own: what is mounted on one of its nodes is gone when it ends."""
     if reason := missing():

@@ -34,9 +34,8 @@ SMALL_TIMM = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", *(pytest.param(n, marks=pytest.mark.long) for n in [*SMALL_TIMM][1:])]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", SMALL_TIMM)
 def test_models_of_timm(name: str, tmp_path: Path) -> None:
     """Random masks and statistics; read by timm itself, onnxruntime and torch.export."""
     torch.manual_seed(0)

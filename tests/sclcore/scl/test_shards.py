@@ -131,7 +131,7 @@ def test_the_message_does_not_grow_with_the_features(world: int, sharded_runs: R
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("feature", 2), ("n-m", 3), ("coarse", 2), ("guard", 5), ("none", 2)]
+    ("name", "most"), [("feature", 2), ("n-m", 3), ("coarse", 2), ("guard", 5), ("bf16-exact", 2)]
 )
 def test_messages_in_the_worst_case(name: str, most: int, sharded_runs: Runs) -> None:
     """Those two; N:M blocks that are cut need another one, a layer that dies the best of all."""
