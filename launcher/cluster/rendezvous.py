@@ -31,6 +31,8 @@ from launcher.terminal import Pace, Waiting, say
 _POLL_S = 0.02
 _SHOWN = 8
 _REFUSED = "refused"
+# What rank 0 says first: nothing, or why it will not train, and who has read that.
+_RANK_0 = "rank-0"
 _TURNED_AWAY = "turned-away"
 # How long rank 0 stays to say that it will not train.
 _OTHERS_COME_WITHIN_S = 10.0
@@ -135,7 +137,7 @@ def turn_away(world: World, error: UserError) -> None:
     with contextlib.suppress(OSError, RuntimeError, UserError):
         kept = open_store(world, timedelta(seconds=_OTHERS_COME_WITHIN_S))
         store = PrefixStore(f"ranks/{attempt()}", kept)
-        store.set(_TURNED_AWAY, json.dumps([error.exit_code, sentence]))
+        store.set(_RANK_0, json.dumps([error.exit_code, sentence]))
         while left and time.monotonic() < deadline:
             if any(store.check([f"{key}/{left[0]}"]) for key in (_TURNED_AWAY, _REFUSED)):
                 del left[0]
@@ -170,23 +172,24 @@ def _waiting_for_rank_0(world: World, timeout: timedelta) -> contextlib.Abstract
 
 
 def _wait_for_all(world: World, store: PrefixStore, timeout: timedelta) -> None:
-    """Let rank 0 wait for the others, and say now and then for whom. Collective.
+    """Let all wait for rank 0, and it for the others, saying now and then for whom. Collective.
 
     Raises RunError when some are not there in time, UsageError when one was refused.
     """
     store.set(f"here/{world.rank}", "")
     if not world.is_main:
-        if store.check([_TURNED_AWAY]):
-            error = _read(store, _TURNED_AWAY)
+        # Waits until it is there: the store may be before rank 0 has said anything.
+        if reason := store.get(_RANK_0):
             store.set(f"{_TURNED_AWAY}/{world.rank}", "")
-            raise error
+            raise _refusal(reason)
         return
+    store.set(_RANK_0, "")
     missing = [*range(1, world.world_size)]
     pace, limit = Pace(), timeout.total_seconds()
     where = f"{world.master_addr}, port {world.master_port}"
     while missing:
         if store.check([_REFUSED]):
-            raise _read(store, _REFUSED)
+            raise _refusal(store.get(_REFUSED))
         if store.check([f"here/{missing[0]}"]):
             del missing[0]
             continue
@@ -208,8 +211,8 @@ def _wait_for_all(world: World, store: PrefixStore, timeout: timedelta) -> None:
             )
 
 
-def _read(store: PrefixStore, key: str) -> UserError:
-    code, sentence = json.loads(store.get(key))
+def _refusal(written: bytes) -> UserError:
+    code, sentence = json.loads(written)
     return (UsageError if code == UsageError.exit_code else RunError)(sentence)
 
 

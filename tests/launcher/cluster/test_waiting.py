@@ -64,18 +64,36 @@ def test_a_rank_that_cannot_come_and_a_port_of_somebody_else(
         assert code == 1 and "does not answer rank 1 as rank 0 does: another program" in said
 
 
+# Rank 0 has opened the store, and others come before it has said anything there.
+HESITATES = """
+import sys, time
+from launcher.cluster import rendezvous
+from launcher.cluster.process import end_process
+from launcher.train import main
+opened = rendezvous.open_store
+def open_store(*arguments):
+    store = opened(*arguments)
+    time.sleep(3)
+    return store
+rendezvous.open_store = open_store
+end_process(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("program", [["-m", "launcher.train"], ["-c", HESITATES]])
 def test_a_rank_0_that_will_not_train_tells_those_that_come(
-    recipe: Path, tmp_path: Path, start: Start
+    program: list[str], recipe: Path, tmp_path: Path, start: Start
 ) -> None:
     """Without it rank 1 would wait for ten minutes for somebody who has ended."""
-    command = [sys.executable, "-m", "launcher.train", "--recipe", str(recipe), "--set"]
-    command += [f"run_dir={tmp_path}/run", "engine.timeout_s=600"]
+    arguments = ["--recipe", str(recipe), "--set", f"run_dir={tmp_path}/run"]
+    arguments += ["engine.timeout_s=600"]
     world = {"LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     world["MASTER_PORT"] = free_port()
-    refused = start([*command, f"data.path={tmp_path}/none"], RANK="0", **world)
-    comes = start(command, RANK="1", **world)
+    missing = f"data.path={tmp_path}/none"
+    refused = start([sys.executable, *program, *arguments, missing], RANK="0", **world)
+    comes = start([sys.executable, "-m", "launcher.train", *arguments], RANK="1", **world)
     (code, said), (other_code, other_said) = finish(refused), finish(comes)
-    assert code == other_code == 2
+    assert code == other_code == 2, said + other_said
     sentence = f"there is no folder {tmp_path}/none/train"
     assert f"error: {sentence}" in said
     assert f"error: rank 1: rank 0 on {socket.gethostname()}: {sentence}" in other_said
