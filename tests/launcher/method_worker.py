@@ -25,7 +25,7 @@ from launcher.run.inputs import Inputs, find_start, open_inputs
 from launcher.run.loop import train
 from sclcore.registry import known_methods
 
-CUT = 17
+CUT = 9
 METHODS = {
     name: tuple(f"method.{key}={json.dumps(value)}" for key, value in kind.example.items())
     for name, kind in known_methods().items()

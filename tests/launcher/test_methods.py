@@ -15,7 +15,7 @@ from launcher.errors import UsageError
 from launcher.recipe.load import load_recipe
 from sclcore import Schedule
 from tests.launcher.conftest import finish, free_port, launch, run_ranks, summary
-from tests.launcher.method_worker import METHODS
+from tests.launcher.method_worker import CUT, METHODS
 
 # Fifteen short runs in three starts: half a minute on an idle machine, far more on a busy one.
 pytestmark = pytest.mark.timeout(900)
@@ -27,7 +27,7 @@ LAYERS = "blocks.0.attn.qkv.weight", "head.weight"
 def runs(smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Ranks → folder of one finished run by method; with two ranks also of resumed ones."""
     short = tmp_path_factory.mktemp("methods") / "short.yaml"
-    short.write_text(f"base: {smooth}\nname: short\noptim: {{epochs: 3}}\n")
+    short.write_text(f"base: {smooth}\nname: short\noptim: {{epochs: 2}}\n")
     folders = {}
     for ranks in (1, 2):
         folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
@@ -78,10 +78,10 @@ def test_its_telemetry_is_that_of_any_sparse_run(method: str, runs: dict[int, Pa
 
 @pytest.mark.parametrize("method", METHODS)
 def test_interrupted_is_uninterrupted_bit_for_bit(method: str, runs: dict[int, Path]) -> None:
-    """From update 17 of 42, in mid-epoch and in the middle of pruning, on two ranks."""
+    """From update 9 of 28, in mid-epoch and in the middle of pruning, on two ranks."""
     whole, resumed = runs[2] / method, runs[2] / f"{method}-resumed"
     steps = [line["step"] for line in lines(resumed)]
-    assert min(steps) > 17
+    assert min(steps) > CUT
     assert (whole / "model.safetensors").read_bytes() == (
         resumed / "model.safetensors"
     ).read_bytes()
@@ -103,7 +103,7 @@ def test_gates_are_drawn_once_for_all_micro_batches(smooth: Path, runs: dict[int
     """One rank in two micro-batches: the same gates, and the network of one batch to rounding."""
     whole = runs[1] / "l0"
     split = runs[1] / "l0-split"
-    settings = ["optim.epochs=3", "method.name=l0", *METHODS["l0"], "engine.max_micro_batch=48"]
+    settings = ["optim.epochs=2", "method.name=l0", *METHODS["l0"], "engine.max_micro_batch=48"]
     [(code, output)] = run_ranks(launch, smooth, split, *settings, ranks=1)
     assert code == 0, output
     assert "1 rank(s) × 2 × 48" in output
