@@ -5,8 +5,7 @@ RUN := runs/digits_scl
 # Two ranks need two GPUs; with one, they run on the CPU.
 ON_CPU := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c GPU)),DS_ACCELERATOR=cpu)
 LANES ?= 3
-# Where bytecode is not kept, each of the hundreds of interpreters that tests start compiles all anew.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(LANES) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses $(LANES) --dist loadfile --no-loadscope-reorder
 CHECKS := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 .PHONY: demo test test-all figures clean-demo

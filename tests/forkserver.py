@@ -160,7 +160,7 @@ class _Server:
         with self._turn:
             try:
                 socket.send_fds(self._connection, [message], files)
-            except (BrokenPipeError, ConnectionResetError) as error:
+            except ConnectionError as error:
                 raise RuntimeError(_ENDED) from error
 
 

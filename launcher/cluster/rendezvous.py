@@ -31,8 +31,8 @@ from launcher.terminal import Pace, Waiting, say
 _POLL_S = 0.02
 _SHOWN = 8
 _REFUSED = "refused"
-# What rank 0 says first: nothing, or why it will not train, and who has read that.
-_RANK_0 = "rank-0"
+# What rank 0 leaves where each rank says that it is here: nothing, or why it will not train.
+_RANK_0 = "here/0"
 _TURNED_AWAY = "turned-away"
 # How long rank 0 stays to say that it will not train.
 _OTHERS_COME_WITHIN_S = 10.0
@@ -183,7 +183,6 @@ def _wait_for_all(world: World, store: PrefixStore, timeout: timedelta) -> None:
             store.set(f"{_TURNED_AWAY}/{world.rank}", "")
             raise _refusal(reason)
         return
-    store.set(_RANK_0, "")
     missing = [*range(1, world.world_size)]
     pace, limit = Pace(), timeout.total_seconds()
     where = f"{world.master_addr}, port {world.master_port}"

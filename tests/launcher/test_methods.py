@@ -17,7 +17,7 @@ from sclcore import Schedule
 from tests.launcher.conftest import finish, free_port, launch, run_ranks, summary
 from tests.launcher.method_worker import CUT, METHODS
 
-# Fifteen short runs in three starts: half a minute on an idle machine, far more on a busy one.
+# Fifteen short runs in three starts: a minute on an idle machine, far more on a busy one.
 pytestmark = pytest.mark.timeout(900)
 
 LAYERS = "blocks.0.attn.qkv.weight", "head.weight"
