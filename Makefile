@@ -6,7 +6,11 @@ RUN := runs/digits_scl
 ON_CPU := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | grep -c GPU)),DS_ACCELERATOR=cpu)
 LANES ?= 3
 PYTEST := $(BIN)/python -m pytest --numprocesses $(LANES) --dist loadfile --no-loadscope-reorder
-CHECKS := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+STYLE := $(BIN)/ruff check . && $(BIN)/ruff format --check .
+# Types are checked while tests run, and what is wrong with them is said at the end.
+TYPES := .venv/.types
+CHECK_TYPES := $(BIN)/pyright > $(TYPES) & types=$$!
+SAY_TYPES := tests=$$?; wait $$types; types=$$?; cat $(TYPES); exit $$((tests | types))
 
 .PHONY: demo test test-all figures clean-demo
 
@@ -16,13 +20,13 @@ demo: .venv/.installed
 
 # Every behaviour. The tests of one file share what is made for them, so a file stays in one lane.
 test: .venv/.installed-dev
-	$(CHECKS)
-	$(PYTEST)
+	$(STYLE)
+	@$(CHECK_TYPES); $(PYTEST); $(SAY_TYPES)
 
 # And what takes minutes: benchmarks, most injected faults, heavy exports, all scenarios of Slurm.
 test-all: .venv/.installed-dev
-	$(CHECKS)
-	$(PYTEST) -m ""
+	$(STYLE)
+	@$(CHECK_TYPES); $(PYTEST) -m ""; $(SAY_TYPES)
 
 figures: .venv/.installed
 	$(BIN)/python docs/figures/proxies.py --out docs/figures/proxies.png

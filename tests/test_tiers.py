@@ -34,6 +34,7 @@ def test_the_second_command_leaves_nothing_out() -> None:
         name: makefile.split(f"\n{name}: ")[1].split("\n\n")[0].splitlines()[1:]
         for name in ("test", "test-all")
     }
-    assert commands["test"] == ["\t$(CHECKS)", "\t$(PYTEST)"]
-    assert commands["test-all"] == ["\t$(CHECKS)", '\t$(PYTEST) -m ""']
+    around = "\t@$(CHECK_TYPES); $(PYTEST){}; $(SAY_TYPES)"
+    assert commands["test"] == ["\t$(STYLE)", around.format("")]
+    assert commands["test-all"] == ["\t$(STYLE)", around.format(' -m ""')]
     assert " -m " not in makefile.split("\nPYTEST := ")[1].splitlines()[0].split("pytest")[1]

@@ -97,6 +97,7 @@ def test_any_number_of_ranks_gives_the_same_network(
     assert_same_to_rounding(run_dir, smooth_run)
 
 
+@pytest.mark.long
 def test_accumulation_gives_the_same_network(
     smooth_run: Path, smooth: Path, tmp_path: Path, start: Start
 ) -> None:

@@ -6,6 +6,7 @@ In a process of its own, because TRITON_INTERPRET must be set before anything im
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 # The interpreter takes milliseconds for each program: few pieces, and long walks with few options.
 SMALL = [WHOLE[0], CUT[1], CUT[3]]
 LONG = [ALL_OPTIONS[i] for i in (4, 16, 23, 43)]
-# In the interpreter one walk takes ten seconds: the first tier has that with most of the options.
-FIRST_TIER = LONG[3:] if DEVICE == "cpu" else LONG
+# In the interpreter one walk takes ten seconds: the first tier has that with most of the options,
+# and of the short ones as many as have every pair of values.
+FIRST_LONG, FIRST = (LONG[3:], ALL_OPTIONS[::2]) if DEVICE == "cpu" else (LONG, ALL_OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +30,21 @@ def kernel() -> CudaKernel:
     return CudaKernel(torch.device(DEVICE))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param(o, marks=[] if o in FIRST_TIER else [pytest.mark.long]) for o in LONG],
-    ids=label,
-)
+def _in_tiers(options: list[Options], first: list[Options]) -> list[Any]:
+    marks = [[] if each in first else [pytest.mark.long] for each in options]
+    return [
+        pytest.param(each, marks=mark, id=label(each))
+        for each, mark in zip(options, marks, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("options", _in_tiers(LONG, FIRST_LONG))
 def test_agrees_over_many_steps(kernel: CudaKernel, options: Options) -> None:
     flips, _ = check_steps(kernel, options, SMALL, steps=50, device=DEVICE)
     assert flips >= 20 if options.mask_lr else flips == 0
 
 
-@pytest.mark.parametrize("options", ALL_OPTIONS, ids=label)
+@pytest.mark.parametrize("options", _in_tiers(ALL_OPTIONS, FIRST))
 def test_agrees_with_all_options(kernel: CudaKernel, options: Options) -> None:
     check_steps(kernel, options, SMALL, steps=2, device=DEVICE)
 

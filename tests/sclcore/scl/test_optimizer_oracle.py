@@ -18,6 +18,14 @@ from tests.sclcore.oracle import Textbook, connections_of
 
 STEPS = 200
 
+# Of each two, a proxy and a cost say, every pair of values is in the first tier.
+FACTORS = [
+    pytest.param(proxy, normalize, cost, marks=[pytest.mark.long] if (p + n + c) % 2 else [])
+    for p, proxy in enumerate(PROXIES)
+    for n, normalize in enumerate(NORMALIZATIONS)
+    for c, cost in enumerate(["connections", "macs"])
+]
+
 # λ and the steps are in units of the mask gradient: 1 when it is normalised, about 1/1000 here when
 # it is not. Such that masks die and revive within the 200 steps.
 _SCALE: dict[str, dict[str, float]] = {
@@ -113,9 +121,7 @@ def _compare_run(cost: str, options: dict[str, Any], attention: bool = False) ->
     return deaths, revivals
 
 
-@pytest.mark.parametrize("cost", ["connections", "macs"])
-@pytest.mark.parametrize("normalize", NORMALIZATIONS)
-@pytest.mark.parametrize("proxy", PROXIES)
+@pytest.mark.parametrize(("proxy", "normalize", "cost"), FACTORS)
 def test_agrees_in_float64(proxy: str, normalize: str, cost: str) -> None:
     deaths, revivals = _compare_run(cost, _options(proxy, normalize))
     # The comparison means something only if masks moved; 138 connections in all.
@@ -158,9 +164,7 @@ def test_agrees_in_float64_with_attention(more: dict[str, Any]) -> None:
     assert revivals >= 10
 
 
-@pytest.mark.parametrize("cost", ["connections", "macs"])
-@pytest.mark.parametrize("normalize", NORMALIZATIONS)
-@pytest.mark.parametrize("proxy", PROXIES)
+@pytest.mark.parametrize(("proxy", "normalize", "cost"), FACTORS)
 def test_agrees_in_float32_step_by_step(proxy: str, normalize: str, cost: str) -> None:
     """Along SCL's own training, the textbook restarts from SCL's state at each step.
 
