@@ -18,7 +18,7 @@ from tests.sclcore.oracle import Textbook, connections_of
 
 STEPS = 200
 
-# Of each two, a proxy and a cost say, every pair of values is in the first tier.
+# Of each two of the three, such as proxy and cost, every pair of values is in the first tier.
 FACTORS = [
     pytest.param(proxy, normalize, cost, marks=[pytest.mark.long] if (p + n + c) % 2 else [])
     for p, proxy in enumerate(PROXIES)
