@@ -34,7 +34,7 @@ from benchmarks.front_compare import shown, spread
 from benchmarks.front_lines import Line, append, read
 from benchmarks.front_runs import Run, line_of
 from benchmarks.front_tasks import DENSITIES, TASKS, recipe_for
-from benchmarks.front_training import Images, Loss, train
+from benchmarks.front_training import Images, Loss, of_labels_alone, train
 from data.shards.manifest import ImageStats
 from launcher.errors import UserError
 from launcher.recipe.distill import DistillConfig
@@ -85,8 +85,7 @@ def taught_by(network: nn.Module, of: Images, weight: float, temperature: float)
 def trained(run: Run, of: Images, loss: Loss | None = None) -> tuple[nn.Module, list[Line]]:
     """One training: its network, and the lines of this and of its averages."""
     averages, began = Averages(), time.perf_counter()
-    chosen = {} if loss is None else {"loss": loss}
-    model = train(run.recipe, of, run.split, averages.after_update, **chosen)
+    model = train(run.recipe, of, run.split, averages.after_update, loss or of_labels_alone)
     seconds = time.perf_counter() - began
     lines = [line_of(run, model, of, seconds)]
     for decay in averages.in_turn():

@@ -64,7 +64,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
                 short = _QUICK.get(method, ["optim.epochs=4"]) if options.quick else []
                 for asked in densities_of(method, options.densities):
                     recipe = recipe_for(task, method, asked, [*changed, *short])
-                    runs.append(Run(task, name, asked, split, recipe))
+                    runs.append(Run(task, name, asked, split, recipe, options.compile))
     return runs
 
 
@@ -94,6 +94,9 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     )
     parser.add_argument("--name", help="what the variant is called (default: what is set)")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: half the time, other rounding"
+    )
     parser.add_argument("--folder", type=Path, help=f"of the CSV files (default: {FOLDER})")
     parser.add_argument("--quick", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()

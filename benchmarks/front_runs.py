@@ -32,6 +32,7 @@ class Run:
     asked: float
     split: int
     recipe: Recipe
+    compiled: bool = False
 
     @property
     def settings(self) -> str:
@@ -53,7 +54,7 @@ def make(run: Run) -> tuple[Run, Line]:
     torch.set_num_threads(1)
     images = TASKS[run.task].images(run.split)
     began = time.perf_counter()
-    model = train(run.recipe, images, run.split)
+    model = train(run.recipe, images, run.split, compiled=run.compiled)
     return run, line_of(run, model, images, time.perf_counter() - began)
 
 

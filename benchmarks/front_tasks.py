@@ -28,17 +28,19 @@ class Task:
     """A set of images, and the recipe in which only the method changes.
 
     `images` gives split k, or with fixed splits the same images for every k: then k is a seed.
-    `knobs` are settings of methods that know no density, by method and density.
+    `knobs` are settings of methods that know no density, by method and density; `epochs` are
+    those of the recipe, or given, so that some hundred runs end in a day on two cores.
     """
 
     recipe: Path
     images: Callable[[int], Images]
     knobs: Mapping[str, Mapping[float, Mapping[str, Any]]]
+    epochs: int | None = None
 
 
-def _glyphs(recipe: str) -> Task:
+def _glyphs(recipe: str, epochs: int | None = None) -> Task:
     path = _RECIPES / "glyphs" / recipe
-    return Task(path, lambda split: packed(path), {})
+    return Task(path, lambda split: packed(path), {}, epochs)
 
 
 TASKS: dict[str, Task] = {
@@ -54,7 +56,7 @@ TASKS: dict[str, Task] = {
             }
         },
     ),
-    "glyphs_lenet": _glyphs("lenet5.yaml"),
+    "glyphs_lenet": _glyphs("lenet5.yaml", epochs=12),
     "glyphs_resnet": _glyphs("resnet20.yaml"),
     "glyphs_vit": _glyphs("vit.yaml"),
 }
@@ -98,6 +100,8 @@ def recipe_for(task: str, method: str, density: float, overrides: list[str]) -> 
     Raises UsageError where a setting is refused or the task has no knob for the density.
     """
     settings = METHODS[method] | _sparsity(task, method, density)
+    if TASKS[task].epochs is not None:
+        settings |= {"optim.epochs": TASKS[task].epochs}
     written = [*(f"{key}={value}" for key, value in settings.items()), *overrides]
     keys = [text if _is_of_section(text) else f"method.{text}" for text in written]
     return load_recipe(TASKS[task].recipe, keys)

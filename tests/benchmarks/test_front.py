@@ -120,6 +120,26 @@ def test_a_run_that_has_its_line_is_not_made_again(
     assert replace(run, recipe=other).key != run.key
 
 
+def test_a_task_may_have_fewer_epochs_than_its_recipe() -> None:
+    assert TASKS["glyphs_lenet"].epochs == 12
+    for overrides, epochs in ([], 12), (["optim.epochs=2"], 2):
+        assert recipe_for("glyphs_lenet", "scl", 0.05, overrides).optim.epochs == epochs
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_compiled_run_is_the_same_but_for_rounding() -> None:
+    # Few updates and lr: later a weight that rounding puts above 0 in place of below makes another
+    # network. Sums of some hundred products differ by some 1e-6 of themselves, and 11 updates carry
+    # that on.
+    recipe = recipe_for("digits", "dense", 1.0, ["optim.epochs=1", "optim.lr=0.001"])
+    images = TASKS["digits"].images(0)
+    few = replace(images, train=images.train[: 11 * recipe.optim.global_batch_size])
+    plain, compiled = (train(recipe, few, 0, compiled=each) for each in (False, True))
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 def test_a_density_that_a_method_has_no_setting_for_is_refused() -> None:
     with pytest.raises(UsageError, match=r"str cannot be asked for .* 3 %: leave it out"):
         recipe_for("digits", "str", 0.03, [])
