@@ -27,8 +27,11 @@ _LEAST = 8
 
 
 def lines_of(task: str) -> list[Line]:
-    """What has been run on at least eight splits of a task: what can be compared and drawn."""
-    lines = read(_HERE / "front" / f"{task}.csv")
+    return read(_HERE / "front" / f"{task}.csv")
+
+
+def whole(lines: list[Line]) -> list[Line]:
+    """What has been run on at least eight splits: what can be compared and drawn."""
     splits: dict[tuple[str, float], set[int]] = defaultdict(set)
     for line in lines:
         splits[line.name, line.asked].add(line.split)
@@ -120,11 +123,10 @@ def draw(lines: list[Line], path: Path) -> None:
 
 def main() -> None:
     for task in TASKS:
-        every = read(_HERE / "front" / f"{task}.csv")
-        put_table(f"front, {task}, docs/figures/front.py", spread_table(every))
         lines = lines_of(task)
-        put_table(f"front less rivals, {task}, docs/figures/front.py", gap_table(lines))
-        draw(lines, _HERE / f"front_{task}.png")
+        put_table(f"front, {task}, docs/figures/front.py", spread_table(lines))
+        put_table(f"front less rivals, {task}, docs/figures/front.py", gap_table(whole(lines)))
+        draw(whole(lines), _HERE / f"front_{task}.png")
 
 
 if __name__ == "__main__":
